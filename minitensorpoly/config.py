@@ -1,0 +1,160 @@
+"""What an adapter is made of: the six methods as a table, and `AdapterConfig`, validated in one place."""
+
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+from torch import nn
+
+from .factors import MatrixFactor, TensorFactor
+
+
+class Method(NamedTuple):
+    """One row of the table of methods: which factor, and how its experts are routed."""
+
+    factor: type[nn.Module]
+    options: dict  # the options that this method has, with their defaults
+    n_experts: str | int  # what the experts are: the option that counts them, or a number
+    n_splits: str | int  # in how many places a task mixes its experts
+    routed: bool
+
+
+_TENSOR = {"order": 2, "tensor_rank": 8, "normalize": False}
+METHODS = {
+    "lora": Method(MatrixFactor, {}, 1, 1, routed=False),
+    "tlora": Method(TensorFactor, _TENSOR, "tensor_rank", 1, routed=False),
+    "poly": Method(MatrixFactor, {"n_skills": 8}, "n_skills", 1, routed=True),
+    "mhr": Method(MatrixFactor, {"n_skills": 8, "n_heads": 8}, "n_skills", "n_heads", routed=True),
+    "tensorpoly-1": Method(TensorFactor, _TENSOR, "tensor_rank", 1, routed=True),
+    "tensorpoly-2": Method(TensorFactor, _TENSOR, "tensor_rank", "order", routed=True),
+}
+_ROUTING_OPTIONS = ("share_routing", "noise_temperature")  # options of every routed method
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter's method and sizes. Options that a method does not have must be left at None.
+
+    Args:
+        method: one of `lora`, `tlora`, `poly`, `mhr`, `tensorpoly-1`, `tensorpoly-2`.
+        target_modules: regular expression; every module whose whole name matches is adapted.
+        n_tasks: T, how many tasks there are; their ids are 0 … T - 1.
+        rank: r, rank of the update B A.
+        alpha: the update is scaled by alpha / rank; None: by 1.
+        dropout: probability of dropping an entry of the adapter's input in training.
+        order: N, leaves in a tensor product (tensor methods; default 2).
+        tensor_rank: R, simple tensors in an entangled tensor (tensor methods; default 8).
+        normalize: layer normalisation of pairs of leaves, as in the authors' code, which the
+            paper does not mention (tensor methods; default False).
+        n_skills: K, LoRA modules that are mixed (poly, mhr; default 8).
+        n_heads: H, blocks that are routed on their own (mhr; default 8).
+        share_routing: regular expression with one group, matched against the whole name of each
+            adapted layer; layers for which the group reads the same share their routing.
+            None: each layer routes on its own (routed methods).
+        noise_temperature: temperature of relaxed-Bernoulli noise on the routing in training, as
+            in Poly (Ponti et al. 2023, section 3); None: no noise (routed methods).
+
+    Raises:
+        ValueError, TypeError: an argument is out of range, of another type, or not one of the method's.
+
+    >>> AdapterConfig("tensorpoly-2", target_modules=".*", order=3, tensor_rank=4).routing_shape
+    (1, 3, 4)
+    """
+
+    method: str
+    target_modules: str
+    n_tasks: int = 1
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    order: int | None = None
+    tensor_rank: int | None = None
+    normalize: bool | None = None
+    n_skills: int | None = None
+    n_heads: int | None = None
+    share_routing: str | None = None
+    noise_temperature: float | None = None
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; the methods are {', '.join(METHODS)}")
+        row = METHODS[self.method]
+        for name in ("order", "tensor_rank", "normalize", "n_skills", "n_heads"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, row.options.get(name))
+            elif name not in row.options:
+                self._reject_option(name, [m for m in METHODS if name in METHODS[m].options])
+        for name in _ROUTING_OPTIONS:
+            if getattr(self, name) is not None and not row.routed:
+                self._reject_option(name, [m for m in METHODS if METHODS[m].routed])
+        for name in ("n_tasks", "rank", "order", "tensor_rank", "n_skills", "n_heads"):
+            _check_count(name, getattr(self, name))
+        if self.normalize is not None and not isinstance(self.normalize, bool):
+            raise TypeError(f"normalize={self.normalize!r} must be True or False")
+        _check_number("alpha", self.alpha, lambda a: a > 0, "a positive number")
+        _check_number("dropout", self.dropout, lambda p: 0 <= p < 1, "at least 0 and below 1")
+        _check_number("noise_temperature", self.noise_temperature, lambda t: t > 0, "positive")
+        _check_pattern("target_modules", self.target_modules)
+        if self.share_routing is not None and _check_pattern("share_routing", self.share_routing).groups != 1:
+            raise ValueError(
+                f"share_routing={self.share_routing!r} must have exactly one group, whose text names "
+                r"the layers that share their routing, for instance '(encoder|decoder)\..*'"
+            )
+
+    def _reject_option(self, name, methods):
+        raise ValueError(
+            f"{name}={getattr(self, name)!r} was given, but method {self.method!r} has no {name}; "
+            f"the methods with it are {', '.join(methods)}"
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the update B A x is multiplied by: alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def routed(self) -> bool:
+        """Whether tasks differ: False for `lora` and `tlora`."""
+        return METHODS[self.method].routed
+
+    @property
+    def routing_shape(self) -> tuple[int, int, int]:
+        """(tasks, splits, experts): the shape of the routing logits Z."""
+        row = METHODS[self.method]
+        splits, experts = (getattr(self, n) if isinstance(n, str) else n for n in (row.n_splits, row.n_experts))
+        return self.n_tasks, splits, experts
+
+    def make_factor(self, dim: int) -> nn.Module:
+        """One factor, A or B, for a side of a layer with `dim` features."""
+        row = METHODS[self.method]
+        _, splits, experts = self.routing_shape
+        shape = {name: getattr(self, name) for name in ("order", "normalize") if name in row.options}
+        return row.factor(dim, self.rank, n_experts=experts, n_splits=splits, **shape)
+
+
+def _check_count(name, value):
+    if value is None:  # not an option of this method
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1")
+
+
+def _check_number(name, value, fits, wanted):
+    if value is None and name != "dropout":
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value) or not fits(value):
+        raise ValueError(f"{name}={value} must be {wanted}")
+
+
+def _check_pattern(name, value):
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} must be a regular expression as a string")
+    try:
+        return re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{name}={value!r} is not a regular expression: {error}") from None
