@@ -154,7 +154,7 @@ class TensorFactor(nn.Module):
         products = self._product(self.leaves)  # (experts, rank, dim)
         if weights is None:
             return products.sum(0)
-        return torch.einsum("uk,krd->urd", weights[:, 0], products)
+        return (weights[:, 0] @ products.flatten(1)).unflatten(1, products.shape[1:])
 
     def _product(self, leaves: Tensor) -> Tensor:
         """(order, ..., rank, leaf_size) -> (..., rank, dim)"""

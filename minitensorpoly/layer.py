@@ -39,7 +39,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear_features(base)
         self.base, self.context, self.router, self.scale = base, context, router, config.scale
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         # The adapter stays in float32 beside a bfloat16 base: small steps would be lost in bfloat16.
         kind = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
         weight = 1 / config.routing_shape[-1] if config.routed else 1.0
@@ -52,14 +52,14 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
-        weights = None
-        if self.router is not None:
-            weights = self.router(self.context.rows(len(x)))  # (rows, splits, experts)
-            x = x.reshape(len(x), -1, self.in_features)  # (rows, tokens, in)
-        A, B = self.A(weights), self.B(weights)  # (rows, rank, in), (rows, rank, out)
-        hidden = self.dropout(x) @ A.to(x.dtype).mT  # (rows, tokens, rank)
-        update = (self.scale * hidden) @ B.to(x.dtype)  # (rows, tokens, out)
-        return y + update.view(y.shape)
+        if self.router is None:
+            A, B = self.A().to(x.dtype), self.B().to(x.dtype)  # (rank, in), (rank, out)
+            return y + self.scale * (self.dropout(x) @ A.mT) @ B
+        rows = len(x)
+        weights = self.router(self.context.rows(rows))  # (rows, splits, experts)
+        A, B = self.A(weights).to(x.dtype), self.B(weights).to(x.dtype)  # (rows, rank, in), (rows, rank, out)
+        hidden = torch.bmm(self.dropout(x).reshape(rows, -1, self.in_features), A.mT)  # (rows, tokens, rank)
+        return torch.baddbmm(y.reshape(rows, -1, self.out_features), hidden, B, alpha=self.scale).view(y.shape)
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:

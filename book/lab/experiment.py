@@ -1,0 +1,325 @@
+"""The experiment: every adapter, at every width, over seeds and splits of the tasks.
+
+    python -m lab.experiment        # from the folder `book`; writes results/lab_cpu.json
+
+One run trains an adapter on the training tasks of a split, then transfers it to the held-out tasks.
+The learning rates of each adapter at each width are searched first, on the development split, over
+the same grids for all. Finished runs are kept in a cache folder, so an interrupted experiment goes on
+where it was.
+"""
+
+import argparse
+import copy
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+import minitensorpoly as mtp
+
+from . import methods, tasks
+from .backbone import load_backbone
+from .training import by_task, encode, exact_match, select, train
+
+BOOK = Path(__file__).parent.parent
+RESULTS = BOOK / "results"
+
+STEPS = 300  # of multi-task training
+N_TRAIN, N_TEST = 500, 100  # examples a task
+ROUTER_LR = 0.1  # the authors' setting; the same for every routed method
+FEW_SHOT_STEPS = {"routing": 50, "all": 30}
+SHOTS = (8, 32)
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+FEW_SHOT_RATES = {"routing": (0.1, 0.3, 1.0), "all": (0.003, 0.01, 0.03)}
+WIDTH_256 = [*methods.EQUAL_SIZE, "Poly K=2", "TensorPoly-I r=1", "TensorPoly-I N=4"]
+ADAPTERS = {64: list(methods.ADAPTERS), 256: WIDTH_256}
+# (split, seed): six seeds, two on each split, so that an interval shows what both choices change
+PAIRS = ((1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6))
+CONTROL = ("LoRA", "TLoRA", "Poly", "TensorPoly-I")  # the adapters of the control with named skills
+CACHE_VERSION = 1  # raise when a change makes cached runs wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run and its transfer.
+
+    Args:
+        width: of the backbone.
+        adapter: a key of `methods.ADAPTERS`.
+        split: number of the split of tasks; 0 is for development.
+        seed: of the adapter's start, the sentences and their order.
+        lr: learning rate of the factors.
+        few_shot: {(part that is trained, shots): learning rates tried}, as a tuple of items.
+        named: name the skills in the text (control).
+        steps: optimizer steps of multi-task training.
+        keep_routing: record the routing's similarity between each two tasks.
+    """
+
+    width: int
+    adapter: str
+    split: int
+    seed: int
+    lr: float
+    few_shot: tuple = ()
+    named: bool = False
+    steps: int = STEPS
+    keep_routing: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What few-shot transfer may train: routing alone only where it is learned."""
+        return ("routing", "all") if _learns_routing(self.adapter) else ("all",)
+
+
+def _learns_routing(adapter):
+    return adapter != methods.PRIVATE and mtp.METHODS[methods.ADAPTERS[adapter]["method"]].routed
+
+
+def execute(run: Run) -> dict:
+    """Trains, evaluates and transfers one run.
+
+    Returns:
+        Its specification, the numbers of parameters, exact match by task of the training tasks, and of
+        the held-out tasks by part, shots and learning rate; JSON can hold all of it.
+    """
+    start = time.perf_counter()
+    model, tokenizer, split = multi_task(run)
+    test = encode(tasks.make_dataset(split.train, N_TEST, f"test {run.seed}", run.named), tokenizer)
+    record = dataclasses.asdict(run) | {
+        "parameters": methods.count_parameters(model),
+        "train": by_task(exact_match(model, test), test["task_ids"]),
+        "train_seconds": time.perf_counter() - start,
+    }
+    if _learns_routing(run.adapter) and not run.named:
+        similarity = routing_similarity(model)
+        record["routing_correlation"] = correlation(similarity, skill_overlap(split.train))
+        if run.keep_routing:
+            record["routing_similarity"] = similarity.tolist()
+    record["few_shot"] = [
+        {"part": part, "shots": shots, "lr": lr, "accuracy": transfer(model, tokenizer, run, split, part, shots, lr)}
+        for (part, shots), rates in run.few_shot
+        for lr in rates
+    ]
+    return record | {"seconds": time.perf_counter() - start}
+
+
+def multi_task(run: Run, progress: str | None = None):
+    """The backbone, adapted and trained on the training tasks of the run's split.
+
+    Returns:
+        model, tokenizer, split.
+    """
+    torch.manual_seed(run.seed)
+    split = tasks.make_split(run.split)
+    model, tokenizer = load_backbone(run.width)
+    methods.adapt(model, run.adapter, len(split.train))
+    data = encode(tasks.make_dataset(split.train, N_TRAIN, f"train {run.seed}", run.named), tokenizer)
+    train(model, data, run.steps, run.lr, ROUTER_LR, seed=run.seed, progress=progress)
+    return model, tokenizer, split
+
+
+def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float) -> dict[int, float]:
+    """Few-shot transfer of a trained model to the held-out tasks; the model stays as it was.
+
+    With part="routing" all held-out tasks are learned in one training: each has routing of its own
+    and shares nothing that is trained, so none learns from another. With part="all" each task gets
+    a training of its own, from a fresh copy. A private adapter for a new task starts as a new LoRA.
+
+    Returns:
+        Exact match of each held-out task.
+    """
+    n_train, n_new = len(split.train), len(split.held_out)
+    arguments = {"named": run.named, "first_id": n_train}
+    examples = encode(tasks.make_dataset(split.held_out, shots, f"few-shot {run.seed}", **arguments), tokenizer)
+    test = encode(tasks.make_dataset(split.held_out, N_TEST, f"test {run.seed}", **arguments), tokenizer)
+    accuracy = {}
+    groups = [range(n_new)] if part == "routing" else [[i] for i in range(n_new)]
+    for group in groups:
+        if run.adapter == methods.PRIVATE:
+            torch.manual_seed(run.seed)
+            learner = mtp.adapt(
+                load_backbone(run.width)[0],
+                mtp.AdapterConfig("lora", methods.TARGET_MODULES, n_tasks=n_train + n_new, rank=1),
+            )
+        else:
+            learner = copy.deepcopy(model)
+            mtp.add_tasks(learner, n_new)
+            mtp.train_only(learner, part)
+        rows = torch.isin(examples["task_ids"], torch.tensor(group) + n_train)
+        router_lr = lr if part == "routing" else ROUTER_LR
+        batch_size = 32 if part == "routing" else min(shots, 16)
+        train(learner, select(examples, rows), FEW_SHOT_STEPS[part], lr, router_lr, batch_size, run.seed)
+        rows = torch.isin(test["task_ids"], torch.tensor(group) + n_train)
+        accuracy |= by_task(exact_match(learner, select(test, rows)), test["task_ids"][rows])
+    return accuracy
+
+
+def routing_similarity(model) -> torch.Tensor:
+    """Cosine similarity, between each two tasks, of their routing weights over all layers, centred."""
+    weights = torch.cat([w.flatten(1) for w in mtp.routing_weights(model).values()], 1)  # (tasks, layers * ...)
+    weights = torch.nn.functional.normalize(weights - weights.mean(0), dim=1)
+    return weights @ weights.T
+
+
+def skill_overlap(of: list) -> torch.Tensor:
+    """Between each two tasks, the skills that they share over the skills that either has."""
+    return torch.tensor([[len({*a.skills} & {*b.skills}) / len({*a.skills} | {*b.skills}) for a in of] for b in of])
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Pearson's correlation of two (tasks, tasks) matrices over the pairs of different tasks."""
+    pairs = torch.ones_like(a).triu(1).bool()
+    return torch.corrcoef(torch.stack([a[pairs], b[pairs]]))[0, 1].item()
+
+
+def execute_all(runs: list[Run], title: str, cache: Path | None = None, workers: int | None = None) -> list[dict]:
+    """Executes runs in parallel processes of one thread each, with a progress bar.
+
+    Args:
+        runs: what to do.
+        title: of the progress bar.
+        cache: folder that keeps each finished run; None: none.
+        workers: processes; None: one per core.
+
+    Returns:
+        A record for each run, in the runs' order.
+    """
+    records = {run: _read(_cache_file(cache, run)) for run in runs} if cache else dict.fromkeys(runs)
+    todo = [run for run in runs if records[run] is None]
+    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(execute, run): run for run in todo}
+        for future in tqdm(as_completed(futures), desc=title, total=len(runs), initial=len(runs) - len(todo)):
+            record = json.loads(json.dumps(future.result()))  # as it comes back from a file
+            records[futures[future]] = record
+            if cache:
+                cache.mkdir(parents=True, exist_ok=True)
+                _cache_file(cache, futures[future]).write_text(json.dumps(record))
+    return [records[run] for run in runs]
+
+
+def _cache_file(cache, run):
+    key = json.dumps([CACHE_VERSION, dataclasses.asdict(run)])
+    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _read(file):
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def mean(values) -> float:
+    """Mean of the values of a dict or a list."""
+    values = list(values.values() if isinstance(values, dict) else values)
+    return sum(values) / len(values)
+
+
+def search(width: int, adapters: list[str], cache: Path, workers: int | None = None) -> tuple[list[dict], dict]:
+    """Searches learning rates on the development split: the same grids for every adapter.
+
+    First the rate of multi-task training, by the mean of exact match on training tasks and in 32-shot
+    transfer to the development tasks (of routing alone where there is routing); then, at that rate, those
+    of few-shot transfer.
+
+    Returns:
+        The records, and {adapter: {"lr": ..., "routing": ..., "all": ...}}.
+    """
+    usual = {"routing": (0.3,), "all": (0.01,)}
+
+    def first(adapter, lr):
+        run = Run(width, adapter, tasks.DEVELOPMENT, seed=0, lr=lr)
+        return dataclasses.replace(run, few_shot=(((run.parts[0], 32), usual[run.parts[0]]),))
+
+    def second(adapter, lr):
+        run = Run(width, adapter, tasks.DEVELOPMENT, seed=0, lr=lr)
+        return dataclasses.replace(run, few_shot=tuple(((part, 32), FEW_SHOT_RATES[part]) for part in run.parts))
+
+    def score(record):
+        return (mean(record["train"]) + mean(record["few_shot"][0]["accuracy"])) / 2
+
+    grid = [first(adapter, lr) for adapter in adapters for lr in LEARNING_RATES]
+    records = execute_all(grid, f"width {width}: learning rates", cache, workers)
+    chosen = {}
+    for adapter, group in itertools.groupby(records, key=lambda r: r["adapter"]):
+        chosen[adapter] = {"lr": max(group, key=score)["lr"]}
+    runs = [second(adapter, chosen[adapter]["lr"]) for adapter in adapters]
+    transfers = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
+    for record in transfers:
+        for part in {trial["part"] for trial in record["few_shot"]}:
+            trials = [trial for trial in record["few_shot"] if trial["part"] == part]
+            chosen[record["adapter"]][part] = max(trials, key=lambda t: mean(t["accuracy"]))["lr"]
+    return records + transfers, chosen
+
+
+def final_runs(width: int, chosen: dict, pairs, adapters: list[str], shots=SHOTS) -> list[Run]:
+    """The runs that are reported: every adapter at its chosen rates, on every pair of split and seed."""
+    runs = []
+    for (split, seed), adapter in itertools.product(pairs, adapters):
+        rates = chosen[adapter]
+        run = Run(width, adapter, split, seed, rates["lr"], keep_routing=(split, seed) == pairs[0])
+        few_shot = tuple(((part, n), (rates[part],)) for part in run.parts for n in shots)
+        runs.append(dataclasses.replace(run, few_shot=few_shot))
+    return runs
+
+
+def control_runs(width: int, chosen: dict, pairs, adapters: list[str]) -> list[Run]:
+    """Runs in which the text names the skills, so that no task id is needed."""
+    cells = itertools.product(pairs, adapters)
+    return [Run(width, adapter, split, seed, chosen[adapter]["lr"], named=True) for (split, seed), adapter in cells]
+
+
+def provenance() -> dict:
+    """Where, when and with what a result was measured."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK)
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "command": " ".join(["python -m lab.experiment", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "device": f"CPU, {cpu}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "datasets")},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many pairs of split and seed")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--cache", type=Path, default=BOOK.parent / "_build" / "lab", help="folder of finished runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lab_cpu.json")
+    arguments = parser.parse_args()
+    pairs = PAIRS[: arguments.pairs]
+    result = {"provenance": provenance(), "search": [], "chosen": {}, "runs": [], "control": []}
+    for width in arguments.widths:
+        records, chosen = search(width, ADAPTERS[width], arguments.cache, arguments.workers)
+        result["search"] += records
+        result["chosen"][str(width)] = chosen
+        if width == min(arguments.widths):
+            runs = control_runs(width, chosen, pairs, CONTROL)
+            result["control"] = execute_all(runs, f"width {width}: control", arguments.cache, arguments.workers)
+        runs = final_runs(width, chosen, pairs, ADAPTERS[width])
+        result["runs"] += execute_all(runs, f"width {width}: runs", arguments.cache, arguments.workers)
+        arguments.out.parent.mkdir(exist_ok=True)
+        arguments.out.write_text(json.dumps(result) + "\n")
+        print(f"{arguments.out}: {len(result['runs'])} runs up to width {width}")
+
+
+if __name__ == "__main__":
+    main()

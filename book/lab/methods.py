@@ -1,0 +1,68 @@
+"""The adapters that are compared, by the names that tables and figures use."""
+
+import math
+
+import torch
+
+import minitensorpoly as mtp
+
+TARGET_MODULES = r".*\.(q|k|v|o|wi|wo)"  # all 32 linear layers of the backbone
+
+# At width 64 a matrix of 64 rows and rank 8 has as many parameters as 8 matrices of rank 1, and as
+# tensor rank 8 and rank 4 at order 2: these adapters are of equal size there.
+EQUAL_SIZE = {
+    "LoRA": {"method": "lora", "rank": 8},
+    "TLoRA": {"method": "tlora", "rank": 4, "tensor_rank": 8, "order": 2},
+    "Poly": {"method": "poly", "rank": 1, "n_skills": 8},
+    "MHR": {"method": "mhr", "rank": 1, "n_skills": 8, "n_heads": 8},
+    "TensorPoly-I": {"method": "tensorpoly-1", "rank": 4, "tensor_rank": 8, "order": 2},
+    "TensorPoly-II": {"method": "tensorpoly-2", "rank": 4, "tensor_rank": 8, "order": 2},
+}
+PRIVATE = "private LoRA"
+SIZES = {
+    "Poly K=4": {"method": "poly", "rank": 1, "n_skills": 4},
+    "Poly K=2": {"method": "poly", "rank": 1, "n_skills": 2},
+    "TensorPoly-I r=1": {"method": "tensorpoly-1", "rank": 1, "tensor_rank": 8, "order": 2},
+    "TensorPoly-I N=4": {"method": "tensorpoly-1", "rank": 4, "tensor_rank": 8, "order": 4},
+    "TensorPoly-I N=4 r=1": {"method": "tensorpoly-1", "rank": 1, "tensor_rank": 8, "order": 4},
+}
+# A LoRA of rank 1 for each task: Poly with one skill per task, and routing that is fixed, not learned.
+ADAPTERS = EQUAL_SIZE | {PRIVATE: {"method": "poly", "rank": 1}} | SIZES
+
+
+def adapt(model, name: str, n_tasks: int):
+    """Adapts a backbone, in place, by one of the named adapters.
+
+    Args:
+        model: the backbone.
+        name: a key of `ADAPTERS`.
+        n_tasks: number of training tasks.
+
+    Returns:
+        The same model.
+    """
+    options = dict(ADAPTERS[name])
+    if name == PRIVATE:
+        options["n_skills"] = n_tasks
+    mtp.adapt(model, mtp.AdapterConfig(target_modules=TARGET_MODULES, n_tasks=n_tasks, **options))
+    if name == PRIVATE:
+        _make_private(model, n_tasks)
+    return model
+
+
+@torch.no_grad()
+def _make_private(model, n_tasks):
+    for layer in mtp.adapted_layers(model).values():
+        own = torch.eye(n_tasks, dtype=torch.bool)[:, None]  # (tasks, 1, skills)
+        layer.router.logits.copy_(torch.where(own, math.inf, -math.inf))  # weights of exactly 1 and 0
+        layer.router.logits.requires_grad_(False)
+        layer.A.fill_(variance=n_tasks / (3 * layer.in_features), weight=1.0)  # each skill alone as a LoRA
+
+
+def count_parameters(model) -> dict[str, int]:
+    """Trainable parameters of an adapted model: {"factors": ..., "routing": ...}."""
+    counts = {"factors": 0, "routing": 0}
+    for name, parameter in mtp.adapter_parameters(model).items():
+        if parameter.requires_grad:
+            counts["routing" if name.endswith("router.logits") else "factors"] += parameter.numel()
+    return counts

@@ -1,0 +1,103 @@
+"""Training and evaluation on the benchmark: the few lines that all experiments share."""
+
+import datasets
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import minitensorpoly as mtp
+
+Data = dict[str, Tensor]  # input_ids, attention_mask, labels (-100 where padded), task_ids: a row an example
+
+
+def encode(dataset: datasets.Dataset, tokenizer) -> Data:
+    """Tokenises a data set with the columns source, target and task_ids, padded to its longest row."""
+    source = tokenizer(list(dataset["source"]), padding=True, return_tensors="pt")
+    target = tokenizer(list(dataset["target"]), padding=True, return_tensors="pt")
+    return {
+        "input_ids": source["input_ids"],
+        "attention_mask": source["attention_mask"],
+        "labels": target["input_ids"].masked_fill(target["attention_mask"] == 0, -100),
+        "task_ids": torch.tensor(dataset["task_ids"]),
+    }
+
+
+def select(data: Data, rows) -> Data:
+    """Some rows of the data: a mask or indices."""
+    return {name: column[rows] for name, column in data.items()}
+
+
+def train(
+    model,
+    data: Data,
+    steps: int,
+    lr: float,
+    router_lr: float | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[float]:
+    """Trains whatever is trainable in an adapted model, with Adam, warm-up and linear decay.
+
+    Args:
+        model: an adapted model.
+        data: the training examples; batches are drawn uniformly from all of them.
+        steps: optimizer steps.
+        lr: highest learning rate of the factors.
+        router_lr: highest learning rate of the routing; None: lr.
+        batch_size: rows in a batch.
+        seed: of the order of examples.
+        progress: title of a progress bar; None: no bar.
+
+    Returns:
+        The loss of every step.
+    """
+    model.train()
+    groups = mtp.parameter_groups(model, lr, router_lr)
+    optimizer = torch.optim.Adam(groups, fused=True)
+    warm_up = max(1, steps // 15)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / (steps - warm_up + 1))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in tqdm(range(steps), desc=progress, disable=progress is None):
+        rows = torch.randint(len(data["task_ids"]), (batch_size,), generator=generator)
+        loss = model(**select(data, rows)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        for group in groups:  # factors and routing have scales of their own
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def exact_match(model, data: Data, batch_size: int = 512) -> Tensor:
+    """Whether greedy decoding gives the whole target, for each example.
+
+    Returns:
+        (examples,) booleans.
+    """
+    was_training, pad = model.training, model.config.pad_token_id
+    model.eval()
+    matches = []
+    for rows in torch.arange(len(data["labels"])).split(batch_size):
+        inputs = select(data, rows)
+        wanted = inputs.pop("labels")
+        wanted = wanted.masked_fill(wanted == -100, pad)
+        if not hasattr(model, "adaptation"):
+            del inputs["task_ids"]
+        written = model.generate(**inputs, max_new_tokens=wanted.shape[1], do_sample=False)[:, 1:]
+        written = F.pad(written, (0, wanted.shape[1] - written.shape[1]), value=pad)
+        matches.append((written == wanted).all(1))
+    model.train(was_training)
+    return torch.cat(matches)
+
+
+def by_task(matches: Tensor, task_ids: Tensor) -> dict[int, float]:
+    """Exact match of each task, 0 to 1."""
+    return {int(t): matches[task_ids == t].float().mean().item() for t in task_ids.unique()}
