@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import minitensorpoly as mtp
 
@@ -37,7 +37,8 @@ from .training import by_task, encode, exact_match, select, train
 BOOK = Path(__file__).parent.parent
 RESULTS = BOOK / "results"
 
-STEPS = 300  # of multi-task training
+# of multi-task training; a step at width 256 costs three times as much, so it sees half the examples
+BUDGET = {64: {"steps": 300, "batch_size": 64}, 256: {"steps": 300, "batch_size": 32}}
 N_TRAIN, N_TEST = 500, 100  # examples a task
 ROUTER_LR = 0.1  # the authors' setting; the same for every routed method
 FEW_SHOT_STEPS = {"routing": 50, "all": 30}
@@ -49,6 +50,7 @@ ADAPTERS = {64: list(methods.ADAPTERS), 256: WIDTH_256}
 # (split, seed): six seeds, two on each split, so that an interval shows what both choices change
 PAIRS = ((1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6))
 CONTROL = ("LoRA", "TLoRA", "Poly", "TensorPoly-I")  # the adapters of the control with named skills
+LONGER = 4  # how many times the steps, in the control of a longer training
 CACHE_VERSION = 1  # raise when a change makes cached runs wrong
 
 
@@ -64,7 +66,7 @@ class Run:
         lr: learning rate of the factors.
         few_shot: {(part that is trained, shots): learning rates tried}, as a tuple of items.
         named: name the skills in the text (control).
-        steps: optimizer steps of multi-task training.
+        longer: train for this many times the usual steps (control).
         keep_routing: record the routing's similarity between each two tasks.
     """
 
@@ -75,7 +77,7 @@ class Run:
     lr: float
     few_shot: tuple = ()
     named: bool = False
-    steps: int = STEPS
+    longer: int = 1
     keep_routing: bool = False
 
     @property
@@ -127,7 +129,9 @@ def multi_task(run: Run, progress: str | None = None):
     model, tokenizer = load_backbone(run.width)
     methods.adapt(model, run.adapter, len(split.train))
     data = encode(tasks.make_dataset(split.train, N_TRAIN, f"train {run.seed}", run.named), tokenizer)
-    train(model, data, run.steps, run.lr, ROUTER_LR, seed=run.seed, progress=progress)
+    budget = BUDGET[run.width]
+    steps = budget["steps"] * run.longer
+    train(model, data, steps, run.lr, ROUTER_LR, budget["batch_size"], run.seed, progress)
     return model, tokenizer, split
 
 
@@ -229,32 +233,23 @@ def mean(values) -> float:
 def search(width: int, adapters: list[str], cache: Path, workers: int | None = None) -> tuple[list[dict], dict]:
     """Searches learning rates on the development split: the same grids for every adapter.
 
-    First the rate of multi-task training, by the mean of exact match on training tasks and in 32-shot
-    transfer to the development tasks (of routing alone where there is routing); then, at that rate, those
-    of few-shot transfer.
+    First the rate of multi-task training, by exact match on the training tasks; then, at that rate, those
+    of few-shot transfer, by exact match on the development tasks.
 
     Returns:
         The records, and {adapter: {"lr": ..., "routing": ..., "all": ...}}.
     """
-    usual = {"routing": (0.3,), "all": (0.01,)}
-
-    def first(adapter, lr):
-        run = Run(width, adapter, tasks.DEVELOPMENT, seed=0, lr=lr)
-        return dataclasses.replace(run, few_shot=(((run.parts[0], 32), usual[run.parts[0]]),))
-
-    def second(adapter, lr):
-        run = Run(width, adapter, tasks.DEVELOPMENT, seed=0, lr=lr)
-        return dataclasses.replace(run, few_shot=tuple(((part, 32), FEW_SHOT_RATES[part]) for part in run.parts))
-
-    def score(record):
-        return (mean(record["train"]) + mean(record["few_shot"][0]["accuracy"])) / 2
-
-    grid = [first(adapter, lr) for adapter in adapters for lr in LEARNING_RATES]
+    grid = [Run(width, adapter, tasks.DEVELOPMENT, 0, lr) for adapter in adapters for lr in LEARNING_RATES]
     records = execute_all(grid, f"width {width}: learning rates", cache, workers)
     chosen = {}
-    for adapter, group in itertools.groupby(records, key=lambda r: r["adapter"]):
-        chosen[adapter] = {"lr": max(group, key=score)["lr"]}
-    runs = [second(adapter, chosen[adapter]["lr"]) for adapter in adapters]
+    for adapter in adapters:
+        trials = [record for record in records if record["adapter"] == adapter]
+        chosen[adapter] = {"lr": max(trials, key=lambda record: mean(record["train"]))["lr"]}
+    runs = []
+    for adapter in adapters:
+        run = Run(width, adapter, tasks.DEVELOPMENT, 0, chosen[adapter]["lr"])
+        few_shot = tuple(((part, max(SHOTS)), FEW_SHOT_RATES[part]) for part in run.parts)
+        runs.append(dataclasses.replace(run, few_shot=few_shot))
     transfers = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
     for record in transfers:
         for part in {trial["part"] for trial in record["few_shot"]}:
@@ -274,10 +269,13 @@ def final_runs(width: int, chosen: dict, pairs, adapters: list[str], shots=SHOTS
     return runs
 
 
-def control_runs(width: int, chosen: dict, pairs, adapters: list[str]) -> list[Run]:
-    """Runs in which the text names the skills, so that no task id is needed."""
-    cells = itertools.product(pairs, adapters)
-    return [Run(width, adapter, split, seed, chosen[adapter]["lr"], named=True) for (split, seed), adapter in cells]
+def control_runs(width: int, chosen: dict, pairs) -> list[Run]:
+    """Two controls: the text names the skills, so no task id is needed; and LoRA trains for longer."""
+    runs = [
+        Run(width, adapter, split, seed, chosen[adapter]["lr"], named=True)
+        for (split, seed), adapter in itertools.product(pairs, CONTROL)
+    ]
+    return runs + [Run(width, "LoRA", split, seed, chosen["LoRA"]["lr"], longer=LONGER) for split, seed in pairs[:3]]
 
 
 def provenance() -> dict:
@@ -312,7 +310,7 @@ def main():
         result["search"] += records
         result["chosen"][str(width)] = chosen
         if width == min(arguments.widths):
-            runs = control_runs(width, chosen, pairs, CONTROL)
+            runs = control_runs(width, chosen, pairs)
             result["control"] = execute_all(runs, f"width {width}: control", arguments.cache, arguments.workers)
         runs = final_runs(width, chosen, pairs, ADAPTERS[width])
         result["runs"] += execute_all(runs, f"width {width}: runs", arguments.cache, arguments.workers)

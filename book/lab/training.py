@@ -4,7 +4,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import minitensorpoly as mtp
 
@@ -34,7 +34,7 @@ def train(
     steps: int,
     lr: float,
     router_lr: float | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
     seed: int = 0,
     progress: str | None = None,
 ) -> list[float]:

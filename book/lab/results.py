@@ -1,0 +1,95 @@
+"""Reading the records of runs: tables, means with intervals, paired comparisons."""
+
+import json
+from pathlib import Path
+
+import pandas
+from scipy import stats
+
+from . import tasks
+from .experiment import mean
+
+KEYS = ["width", "adapter"]
+
+
+def read(path: str | Path) -> dict:
+    """A file that `lab.experiment` wrote.
+
+    Raises:
+        FileNotFoundError: nothing has been recorded there; the message says how to.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: not measured yet; run `python -m lab.experiment`")
+    return json.loads(path.read_text())
+
+
+def table(records: list[dict]) -> pandas.DataFrame:
+    """One row a run. Accuracies are exact match in percent, means over tasks.
+
+    Returns:
+        Columns: width, adapter, split, seed, lr; `factors` and `routing`, trainable parameters; `train`
+        and its two halves, `own tag` and `shared tag`; `correlation` of the routing's similarity with
+        the overlap of skills; and for few-shot transfer columns such as `routing, 32 shots`.
+    """
+    rows = []
+    for record in records:
+        shared = tasks.make_split(record["split"]).shared
+        row = {name: record[name] for name in ("width", "adapter", "split", "seed", "lr")} | record["parameters"]
+        row["train"] = 100 * mean(record["train"])
+        for half, is_shared in (("own tag", False), ("shared tag", True)):
+            row[half] = 100 * mean([a for task, a in record["train"].items() if shared[int(task)] == is_shared])
+        row["correlation"] = record.get("routing_correlation")
+        for trial in record["few_shot"]:
+            row[f"{trial['part']}, {trial['shots']} shots"] = 100 * mean(trial["accuracy"])
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def best_part(runs: pandas.DataFrame, shots: int) -> pandas.Series:
+    """Few-shot transfer by routing alone where routing is learned, and by training everything elsewhere."""
+    return runs[f"routing, {shots} shots"].fillna(runs[f"all, {shots} shots"])
+
+
+def half_width(values: pandas.Series) -> float:
+    """Half the width of the 95 % interval of a mean (Student's t); nan for fewer than two values."""
+    values = values.dropna()
+    return stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
+def summary(runs: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
+    """Mean and half-width of the 95 % interval over runs, for each width and adapter.
+
+    Returns:
+        Index (width, adapter) in the order of the runs, columns (name, "mean" or "±").
+    """
+    groups = runs.groupby(KEYS, sort=False)[columns]
+    return groups.agg([("mean", "mean"), ("±", half_width)])
+
+
+def formatted(means: pandas.DataFrame, digits: int = 1) -> pandas.DataFrame:
+    """A summary as text, such as '97.2 ± 1.2'; an absent value as '–'."""
+
+    def text(column):
+        pairs = zip(means[column, "mean"], means[column, "±"], strict=True)
+        return ["–" if m != m else f"{m:.{digits}f}" + (f" ± {h:.{digits}f}" if h == h else "") for m, h in pairs]
+
+    names = list(dict.fromkeys(name for name, _ in means.columns))
+    return pandas.DataFrame({name: text(name) for name in names}, index=means.index)
+
+
+def paired_difference(runs: pandas.DataFrame, width: int, a: str, b: str, column: str) -> tuple[float, float]:
+    """Adapter a minus adapter b over the runs with the same split and seed.
+
+    Returns:
+        The mean difference and the half-width of its 95 % interval.
+    """
+    one = runs[runs["width"] == width].set_index(["adapter", "split", "seed"])[column]
+    difference = one[a] - one[b]
+    return difference.mean(), half_width(difference)
+
+
+def verdict(difference: float, half: float) -> str:
+    """'higher' or 'lower' where the interval excludes 0, else 'undecided'."""
+    return "undecided" if abs(difference) <= half else "higher" if difference > 0 else "lower"
+
