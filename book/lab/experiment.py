@@ -258,13 +258,23 @@ def search(width: int, adapters: list[str], cache: Path, workers: int | None = N
     return records + transfers, chosen
 
 
-def final_runs(width: int, chosen: dict, pairs, adapters: list[str], shots=SHOTS) -> list[Run]:
-    """The runs that are reported: every adapter at its chosen rates, on every pair of split and seed."""
+def final_runs(width: int, chosen: dict, pairs, adapters: list[str], both_parts: bool = True) -> list[Run]:
+    """The runs that are reported: every adapter at its chosen rates, on every pair of split and seed.
+
+    Args:
+        width: of the backbone.
+        chosen: what `search` returned.
+        pairs: pairs of split and seed.
+        adapters: keys of `methods.ADAPTERS`.
+        both_parts: transfer by routing alone and by everything; otherwise by everything only where
+            there is no routing to learn.
+    """
     runs = []
     for (split, seed), adapter in itertools.product(pairs, adapters):
         rates = chosen[adapter]
         run = Run(width, adapter, split, seed, rates["lr"], keep_routing=(split, seed) == pairs[0])
-        few_shot = tuple(((part, n), (rates[part],)) for part in run.parts for n in shots)
+        parts = run.parts if both_parts else run.parts[:1]
+        few_shot = tuple(((part, n), (rates[part],)) for part in parts for n in SHOTS)
         runs.append(dataclasses.replace(run, few_shot=few_shot))
     return runs
 

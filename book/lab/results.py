@@ -30,7 +30,8 @@ def table(records: list[dict]) -> pandas.DataFrame:
     Returns:
         Columns: width, adapter, split, seed, lr; `factors` and `routing`, trainable parameters; `train`
         and its two halves, `own tag` and `shared tag`; `correlation` of the routing's similarity with
-        the overlap of skills; and for few-shot transfer columns such as `routing, 32 shots`.
+        the overlap of skills; for few-shot transfer columns such as `routing, 32 shots`, and `transfer,
+        32 shots`, by routing alone where routing is learned and by everything elsewhere.
     """
     rows = []
     for record in records:
@@ -41,14 +42,11 @@ def table(records: list[dict]) -> pandas.DataFrame:
             row[half] = 100 * mean([a for task, a in record["train"].items() if shared[int(task)] == is_shared])
         row["correlation"] = record.get("routing_correlation")
         for trial in record["few_shot"]:
-            row[f"{trial['part']}, {trial['shots']} shots"] = 100 * mean(trial["accuracy"])
+            accuracy = 100 * mean(trial["accuracy"])
+            row[f"{trial['part']}, {trial['shots']} shots"] = accuracy
+            row.setdefault(f"transfer, {trial['shots']} shots", accuracy)  # routing alone comes first
         rows.append(row)
     return pandas.DataFrame(rows)
-
-
-def best_part(runs: pandas.DataFrame, shots: int) -> pandas.Series:
-    """Few-shot transfer by routing alone where routing is learned, and by training everything elsewhere."""
-    return runs[f"routing, {shots} shots"].fillna(runs[f"all, {shots} shots"])
 
 
 def half_width(values: pandas.Series) -> float:
