@@ -43,13 +43,12 @@ N_TRAIN, N_TEST = 500, 100  # examples a task
 ROUTER_LR = 0.1  # the authors' setting; the same for every routed method
 FEW_SHOT_STEPS = {"routing": 50, "all": 30}
 SHOTS = (8, 32)
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # what a search may try
 FEW_SHOT_RATES = {"routing": (0.1, 0.3, 1.0), "all": (0.003, 0.01, 0.03)}
-WIDTH_256 = [*methods.EQUAL_SIZE, "Poly K=2", "TensorPoly-I r=1", "TensorPoly-I N=4"]
-ADAPTERS = {64: list(methods.ADAPTERS), 256: WIDTH_256}
-# (split, seed): six seeds, two on each split, so that an interval shows what both choices change
+ADAPTERS = {64: list(methods.ADAPTERS), 256: [*methods.EQUAL_SIZE, "Poly K=2", "TensorPoly-I N=4"]}
+# (split, seed), on three splits, so that an interval shows what both choices change
 PAIRS = ((1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6))
-CONTROL = ("LoRA", "TLoRA", "Poly", "TensorPoly-I")  # the adapters of the control with named skills
+CONTROL = ("LoRA", "Poly", "TensorPoly-I")  # the adapters of the control with named skills
 LONGER = 4  # how many times the steps, in the control of a longer training
 CACHE_VERSION = 1  # raise when a change makes cached runs wrong
 
@@ -230,32 +229,50 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
-def search(width: int, adapters: list[str], cache: Path, workers: int | None = None) -> tuple[list[dict], dict]:
-    """Searches learning rates on the development split: the same grids for every adapter.
+def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, workers: int | None = None):
+    """Searches learning rates on the development split, by the same rule for every adapter.
 
-    First the rate of multi-task training, by exact match on the training tasks; then, at that rate, those
-    of few-shot transfer, by exact match on the development tasks.
+    First the rate of multi-task training, by exact match on the training tasks: the rates of `start`,
+    and further ones while the best is at an end. Then, at that rate, those of few-shot transfer, by
+    exact match on the development tasks.
+
+    Args:
+        width: of the backbone.
+        start: {adapter: the rates to start with, neighbours in LEARNING_RATES}.
+        cache: folder that keeps finished runs.
+        both_parts: as in `final_runs`.
+        workers: processes; None: one per core.
 
     Returns:
         The records, and {adapter: {"lr": ..., "routing": ..., "all": ...}}.
     """
-    grid = [Run(width, adapter, tasks.DEVELOPMENT, 0, lr) for adapter in adapters for lr in LEARNING_RATES]
-    records = execute_all(grid, f"width {width}: learning rates", cache, workers)
-    chosen = {}
-    for adapter in adapters:
-        trials = [record for record in records if record["adapter"] == adapter]
-        chosen[adapter] = {"lr": max(trials, key=lambda record: mean(record["train"]))["lr"]}
+
+    def run(adapter, lr):
+        return Run(width, adapter, tasks.DEVELOPMENT, 0, lr)
+
+    tried = {adapter: {} for adapter in start}  # {adapter: {rate: record}}
+    new = [run(adapter, lr) for adapter, rates in start.items() for lr in rates]
+    while new:
+        for record in execute_all(new, f"width {width}: learning rates", cache, workers):
+            tried[record["adapter"]][record["lr"]] = record
+        best = {adapter: max(records, key=lambda lr: mean(records[lr]["train"])) for adapter, records in tried.items()}
+        new = []
+        for adapter, lr in best.items():
+            place = LEARNING_RATES.index(lr)
+            neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
+            new += [run(adapter, rate) for rate in neighbours if rate not in tried[adapter]]
+    chosen = {adapter: {"lr": lr} for adapter, lr in best.items()}
     runs = []
-    for adapter in adapters:
-        run = Run(width, adapter, tasks.DEVELOPMENT, 0, chosen[adapter]["lr"])
-        few_shot = tuple(((part, max(SHOTS)), FEW_SHOT_RATES[part]) for part in run.parts)
-        runs.append(dataclasses.replace(run, few_shot=few_shot))
+    for adapter, lr in best.items():
+        parts = run(adapter, lr).parts if both_parts else run(adapter, lr).parts[:1]
+        few_shot = tuple(((part, max(SHOTS)), FEW_SHOT_RATES[part]) for part in parts)
+        runs.append(dataclasses.replace(run(adapter, lr), few_shot=few_shot))
     transfers = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
     for record in transfers:
         for part in {trial["part"] for trial in record["few_shot"]}:
             trials = [trial for trial in record["few_shot"] if trial["part"] == part]
             chosen[record["adapter"]][part] = max(trials, key=lambda t: mean(t["accuracy"]))["lr"]
-    return records + transfers, chosen
+    return [record for records in tried.values() for record in records.values()] + transfers, chosen
 
 
 def final_runs(width: int, chosen: dict, pairs, adapters: list[str], both_parts: bool = True) -> list[Run]:
@@ -308,22 +325,27 @@ def provenance() -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="how many pairs of split and seed")
+    parser.add_argument("--pairs", type=int, default=5, help="how many pairs of split and seed")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--cache", type=Path, default=BOOK.parent / "_build" / "lab", help="folder of finished runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "lab_cpu.json")
     arguments = parser.parse_args()
-    pairs = PAIRS[: arguments.pairs]
-    result = {"provenance": provenance(), "search": [], "chosen": {}, "runs": [], "control": []}
+    pairs, common = PAIRS[: arguments.pairs], (arguments.cache, arguments.workers)
+    result = {"provenance": provenance(), "search": [], "chosen": {}, "control": [], "runs": []}
     for width in arguments.widths:
-        records, chosen = search(width, ADAPTERS[width], arguments.cache, arguments.workers)
+        first = width == arguments.widths[0]  # the width with the controls and both ways of transfer
+        if first:
+            start = {adapter: LEARNING_RATES[2:8] for adapter in ADAPTERS[width]}
+        else:  # three rates around the best one of the first width
+            best = {adapter: LEARNING_RATES.index(rates["lr"]) for adapter, rates in chosen.items()}
+            start = {adapter: LEARNING_RATES[best[adapter] - 1 : best[adapter] + 2] for adapter in ADAPTERS[width]}
+        records, chosen = search(width, start, arguments.cache, first, arguments.workers)
         result["search"] += records
         result["chosen"][str(width)] = chosen
-        if width == min(arguments.widths):
-            runs = control_runs(width, chosen, pairs)
-            result["control"] = execute_all(runs, f"width {width}: control", arguments.cache, arguments.workers)
-        runs = final_runs(width, chosen, pairs, ADAPTERS[width])
-        result["runs"] += execute_all(runs, f"width {width}: runs", arguments.cache, arguments.workers)
+        if first:
+            result["control"] = execute_all(control_runs(width, chosen, pairs), f"width {width}: control", *common)
+        runs = final_runs(width, chosen, pairs, ADAPTERS[width], both_parts=first)
+        result["runs"] += execute_all(runs, f"width {width}: runs", *common)
         arguments.out.parent.mkdir(exist_ok=True)
         arguments.out.write_text(json.dumps(result) + "\n")
         print(f"{arguments.out}: {len(result['runs'])} runs up to width {width}")

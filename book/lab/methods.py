@@ -20,11 +20,9 @@ EQUAL_SIZE = {
 }
 PRIVATE = "private LoRA"
 SIZES = {
-    "Poly K=4": {"method": "poly", "rank": 1, "n_skills": 4},
     "Poly K=2": {"method": "poly", "rank": 1, "n_skills": 2},
     "TensorPoly-I r=1": {"method": "tensorpoly-1", "rank": 1, "tensor_rank": 8, "order": 2},
     "TensorPoly-I N=4": {"method": "tensorpoly-1", "rank": 4, "tensor_rank": 8, "order": 4},
-    "TensorPoly-I N=4 r=1": {"method": "tensorpoly-1", "rank": 1, "tensor_rank": 8, "order": 4},
 }
 # A LoRA of rank 1 for each task: Poly with one skill per task, and routing that is fixed, not learned.
 ADAPTERS = EQUAL_SIZE | {PRIVATE: {"method": "poly", "rank": 1}} | SIZES
