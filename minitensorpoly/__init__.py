@@ -2,35 +2,7 @@
 
 from .config import METHODS, AdapterConfig
 from .factors import leaf_size, tensor_product
-from .model import (
-    adapt,
-    adapted_layers,
-    adapter_parameters,
-    add_tasks,
-    export_lora,
-    load,
-    merge,
-    parameter_groups,
-    routing_weights,
-    save,
-    train_only,
-)
+from .model import adapt, adapted_layers, adapter_parameters, add_tasks, parameter_groups, train_only
+from .model import export_lora, load, merge, routing_weights, save
 
 __version__ = "0.1.0"
-__all__ = [
-    "METHODS",
-    "AdapterConfig",
-    "adapt",
-    "adapted_layers",
-    "adapter_parameters",
-    "add_tasks",
-    "export_lora",
-    "leaf_size",
-    "load",
-    "merge",
-    "parameter_groups",
-    "routing_weights",
-    "save",
-    "tensor_product",
-    "train_only",
-]

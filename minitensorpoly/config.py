@@ -14,22 +14,23 @@ class Method(NamedTuple):
     """One row of the table of methods: which factor, and how its experts are routed."""
 
     factor: type[nn.Module]
-    options: dict  # the options that this method has, with their defaults
-    n_experts: str | int  # what the experts are: the option that counts them, or a number
-    n_splits: str | int  # in how many places a task mixes its experts
-    routed: bool
+    n_experts: str | int  # what is mixed: the option that counts the experts, or a number
+    n_splits: str | int  # in how many places a task mixes them
+    routed: bool  # whether a task has weights of its own for them
+    options: dict  # the options that this method has beyond those of all, with their defaults
 
 
 _TENSOR = {"order": 2, "tensor_rank": 8, "normalize": False}
+_ROUTING = {"share_routing": None, "noise_temperature": None}
+_MHR = {"n_skills": 8, "n_heads": 8}
 METHODS = {
-    "lora": Method(MatrixFactor, {}, 1, 1, routed=False),
-    "tlora": Method(TensorFactor, _TENSOR, "tensor_rank", 1, routed=False),
-    "poly": Method(MatrixFactor, {"n_skills": 8}, "n_skills", 1, routed=True),
-    "mhr": Method(MatrixFactor, {"n_skills": 8, "n_heads": 8}, "n_skills", "n_heads", routed=True),
-    "tensorpoly-1": Method(TensorFactor, _TENSOR, "tensor_rank", 1, routed=True),
-    "tensorpoly-2": Method(TensorFactor, _TENSOR, "tensor_rank", "order", routed=True),
+    "lora": Method(MatrixFactor, 1, 1, False, {}),
+    "tlora": Method(TensorFactor, "tensor_rank", 1, False, _TENSOR),
+    "poly": Method(MatrixFactor, "n_skills", 1, True, _ROUTING | {"n_skills": 8}),
+    "mhr": Method(MatrixFactor, "n_skills", "n_heads", True, _ROUTING | _MHR),
+    "tensorpoly-1": Method(TensorFactor, "tensor_rank", 1, True, _ROUTING | _TENSOR),
+    "tensorpoly-2": Method(TensorFactor, "tensor_rank", "order", True, _ROUTING | _TENSOR),
 }
-_ROUTING_OPTIONS = ("share_routing", "noise_temperature")  # options of every routed method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AdapterConfig:
         method: one of `lora`, `tlora`, `poly`, `mhr`, `tensorpoly-1`, `tensorpoly-2`.
         target_modules: regular expression; every module whose whole name matches is adapted.
         n_tasks: T, how many tasks there are; their ids are 0 … T - 1.
-        rank: r, rank of the update B A.
+        rank: r, rank of the update B^T A.
         alpha: the update is scaled by alpha / rank; None: by 1.
         dropout: probability of dropping an entry of the adapter's input in training.
         order: N, leaves in a tensor product (tensor methods; default 2).
@@ -53,12 +54,13 @@ class AdapterConfig:
             adapted layer; layers for which the group reads the same share their routing.
             None: each layer routes on its own (routed methods).
         noise_temperature: temperature of relaxed-Bernoulli noise on the routing in training, as
-            in Poly (Ponti et al. 2023, section 3); None: no noise (routed methods).
+            in Poly (Ponti et al. 2023); None: no noise (routed methods).
 
     Raises:
-        ValueError, TypeError: an argument is out of range, of another type, or not one of the method's.
+        ValueError: an argument is out of range, or is not one of the method's options.
+        TypeError: an argument has another type.
 
-    >>> AdapterConfig("tensorpoly-2", target_modules=".*", order=3, tensor_rank=4).routing_shape
+    >>> AdapterConfig("tensorpoly-2", target_modules=r".*\\.(q|v)", order=3, tensor_rank=4).routing_shape
     (1, 3, 4)
     """
 
@@ -79,38 +81,34 @@ class AdapterConfig:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; the methods are {', '.join(METHODS)}")
-        row = METHODS[self.method]
-        for name in ("order", "tensor_rank", "normalize", "n_skills", "n_heads"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, row.options.get(name))
-            elif name not in row.options:
-                self._reject_option(name, [m for m in METHODS if name in METHODS[m].options])
-        for name in _ROUTING_OPTIONS:
-            if getattr(self, name) is not None and not row.routed:
-                self._reject_option(name, [m for m in METHODS if METHODS[m].routed])
+        options = METHODS[self.method].options
+        for name in _TENSOR | _MHR | _ROUTING:
+            value, owners = getattr(self, name), [m for m in METHODS if name in METHODS[m].options]
+            if value is not None and self.method not in owners:
+                raise ValueError(
+                    f"{name}={value!r}: {self.method} has no {name}; only {', '.join(owners)} have"
+                )
+            if value is None:
+                object.__setattr__(self, name, options.get(name))
         for name in ("n_tasks", "rank", "order", "tensor_rank", "n_skills", "n_heads"):
-            _check_count(name, getattr(self, name))
-        if self.normalize is not None and not isinstance(self.normalize, bool):
+            if name in ("n_tasks", "rank") or name in options:
+                check_integer(name, getattr(self, name), at_least=1)
+        if "normalize" in options and not isinstance(self.normalize, bool):
             raise TypeError(f"normalize={self.normalize!r} must be True or False")
-        _check_number("alpha", self.alpha, lambda a: a > 0, "a positive number")
         _check_number("dropout", self.dropout, lambda p: 0 <= p < 1, "at least 0 and below 1")
-        _check_number("noise_temperature", self.noise_temperature, lambda t: t > 0, "positive")
+        for name in ("alpha", "noise_temperature"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), lambda number: number > 0, "above 0")
         _check_pattern("target_modules", self.target_modules)
-        if self.share_routing is not None and _check_pattern("share_routing", self.share_routing).groups != 1:
+        if self.share_routing and _check_pattern("share_routing", self.share_routing).groups != 1:
             raise ValueError(
                 f"share_routing={self.share_routing!r} must have exactly one group, whose text names "
                 r"the layers that share their routing, for instance '(encoder|decoder)\..*'"
             )
 
-    def _reject_option(self, name, methods):
-        raise ValueError(
-            f"{name}={getattr(self, name)!r} was given, but method {self.method!r} has no {name}; "
-            f"the methods with it are {', '.join(methods)}"
-        )
-
     @property
     def scale(self) -> float:
-        """What the update B A x is multiplied by: alpha / rank."""
+        """What the update B^T A x is multiplied by: alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
@@ -122,29 +120,29 @@ class AdapterConfig:
     def routing_shape(self) -> tuple[int, int, int]:
         """(tasks, splits, experts): the shape of the routing logits Z."""
         row = METHODS[self.method]
-        splits, experts = (getattr(self, n) if isinstance(n, str) else n for n in (row.n_splits, row.n_experts))
+        splits, experts = (
+            getattr(self, n) if isinstance(n, str) else n for n in (row.n_splits, row.n_experts)
+        )
         return self.n_tasks, splits, experts
 
     def make_factor(self, dim: int) -> nn.Module:
         """One factor, A or B, for a side of a layer with `dim` features."""
-        row = METHODS[self.method]
-        _, splits, experts = self.routing_shape
+        row, (_, splits, experts) = METHODS[self.method], self.routing_shape
         shape = {name: getattr(self, name) for name in ("order", "normalize") if name in row.options}
         return row.factor(dim, self.rank, n_experts=experts, n_splits=splits, **shape)
 
 
-def _check_count(name, value):
-    if value is None:  # not an option of this method
-        return
+def check_integer(name: str, value, at_least: int, below: int | None = None) -> None:
+    """Raises TypeError or ValueError, with a sentence, unless at_least <= value < below."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")
+    if value < at_least or (below is not None and value >= below):
+        raise ValueError(
+            f"{name}={value} must be at least {at_least}" + (f" and below {below}" if below else "")
+        )
 
 
 def _check_number(name, value, fits, wanted):
-    if value is None and name != "dropout":
-        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     if not math.isfinite(value) or not fits(value):

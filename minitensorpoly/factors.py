@@ -44,7 +44,8 @@ class MatrixFactor(nn.Module):
     """A factor kept as matrices: one for LoRA, one per skill for Poly and MHR.
 
     With weights w[t, h, k] of task t, head h and skill k, block h of a task's factor is
-    sum_k w[t, h, k] matrix[k][block h]  (Poly: one head; MHR: Caccia et al. 2023, section 3.1).
+    sum_k w[t, h, k] matrix[k][block h]. Poly (Ponti et al. 2023) has one head, MHR (Caccia et al. 2023)
+    has several.
 
     Args:
         dim: features on this side of the layer.
@@ -88,7 +89,7 @@ class MatrixFactor(nn.Module):
 
 
 class TensorFactor(nn.Module):
-    """A factor kept as leaves of tensor products (paper, sections 3.1 and 3.2).
+    """A factor kept as leaves of tensor products (Su et al. 2024).
 
     Each of the `rank` rows of a task's factor is made of leaves, and cut to its first `dim` entries.
     With weights w of task t, mixed after the product (one split) or before it (one split per order):
@@ -114,7 +115,13 @@ class TensorFactor(nn.Module):
     """
 
     def __init__(
-        self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1, order: int = 2, normalize: bool = False
+        self,
+        dim: int,
+        rank: int,
+        n_experts: int = 1,
+        n_splits: int = 1,
+        order: int = 2,
+        normalize: bool = False,
     ):
         super().__init__()
         if n_splits not in (1, order):
@@ -159,9 +166,14 @@ class TensorFactor(nn.Module):
     def _product(self, leaves: Tensor) -> Tensor:
         """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
         if self.normalize:
-            pairs = [tensor_product(pair) for pair in leaves.split(2)]
-            leaves = [F.layer_norm(p, p.shape[-2:]) if len(l) == 2 else p for p, l in zip(pairs, leaves.split(2))]
+            leaves = [_normalized_product(pair) for pair in leaves.split(2)]
         return tensor_product(leaves)[..., : self.dim]
+
+
+def _normalized_product(pair: Tensor) -> Tensor:
+    """Product of two leaves, normalised over (rank, leaf_size**2); an odd last leaf stays as it is."""
+    product = tensor_product(pair)
+    return F.layer_norm(product, product.shape[-2:]) if len(pair) == 2 else product
 
 
 def _uniform_(tensor: Tensor, std: float) -> None:

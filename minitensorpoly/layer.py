@@ -40,12 +40,13 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = linear_features(base)
         self.base, self.context, self.router, self.scale = base, context, router, config.scale
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.A, self.B = config.make_factor(self.in_features), config.make_factor(self.out_features)
         # The adapter stays in float32 beside a bfloat16 base: small steps would be lost in bfloat16.
-        kind = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        for part in filter(None, (self.A, self.B, router)):
+            part.to(base.weight.device, dtype)
         weight = 1 / config.routing_shape[-1] if config.routed else 1.0
-        self.A = config.make_factor(self.in_features).to(**kind)
         self.A.fill_(variance=1 / (3 * self.in_features), weight=weight)
-        self.B = config.make_factor(self.out_features).to(**kind)
         self.B.fill_(variance=1 / (3 * self.out_features), weight=weight)
         self.B.zero_()
 
@@ -57,9 +58,10 @@ class AdaptedLinear(nn.Module):
             return y + self.scale * (self.dropout(x) @ A.mT) @ B
         rows = len(x)
         weights = self.router(self.context.rows(rows))  # (rows, splits, experts)
-        A, B = self.A(weights).to(x.dtype), self.B(weights).to(x.dtype)  # (rows, rank, in), (rows, rank, out)
+        A, B = (factor(weights).to(x.dtype) for factor in (self.A, self.B))  # (rows, rank, in or out)
         hidden = torch.bmm(self.dropout(x).reshape(rows, -1, self.in_features), A.mT)  # (rows, tokens, rank)
-        return torch.baddbmm(y.reshape(rows, -1, self.out_features), hidden, B, alpha=self.scale).view(y.shape)
+        # y + scale * hidden B, in one kernel
+        return torch.baddbmm(y.reshape(rows, -1, self.out_features), hidden, B, alpha=self.scale).view_as(y)
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:

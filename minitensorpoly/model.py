@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import AdapterConfig
+from .config import AdapterConfig, check_integer
 from .layer import AdaptedLinear, is_transposed, linear_features
 from .routing import Router, TaskContext, check_task_ids
 
@@ -25,7 +25,7 @@ class Adaptation:
 
     config: AdapterConfig
     context: TaskContext
-    trainable: frozenset  # names of the base parameters that `merge` makes trainable again
+    trainable: frozenset  # names of the base parameters that are trainable again without the adapter
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
@@ -46,22 +46,19 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
             already, or n_heads divides not every dimension. The model is left as it was.
     """
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
-        raise ValueError("the model is adapted already; merge() a task into it or start from a fresh base model")
-    context, routers, layers = TaskContext(), {}, {}
+        raise ValueError("the model is adapted already: merge() a task into it, or take a fresh base model")
+    context, routers, layers = TaskContext(), {None: None}, {}
     for name, linear in _matching_layers(model, config.target_modules).items():
-        router = None
-        if config.routed:
-            group = _routing_group(name, config.share_routing)
-            if group not in routers:
-                routers[group] = Router(*config.routing_shape, config.noise_temperature)
-            router = routers[group]
+        group = _routing_group(name, config)
+        if group not in routers:
+            routers[group] = Router(*config.routing_shape, config.noise_temperature)
         try:
-            layers[id(linear)] = AdaptedLinear(linear, config, context, router).train(linear.training)
+            layer = AdaptedLinear(linear, config, context, routers[group])
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
-    trainable = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-    for linear_parameter in model.parameters():
-        linear_parameter.requires_grad_(False)
+        layers[id(linear)] = layer.train(linear.training)
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.requires_grad_(False)
     _replace(model, layers)
     model.adaptation = Adaptation(config, context, trainable)
     model.__class__ = _with_task_ids(type(model))
@@ -74,33 +71,27 @@ def _matching_layers(model, pattern):
     for name, module in matches.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         if linear_features(module) is None:
-            raise ValueError(
-                f"target_modules={pattern!r} matches {name!r}, a {type(module).__name__}; "
-                "only linear layers (nn.Linear, Conv1D) can be adapted, so narrow the pattern"
-            )
+            kind = type(module).__name__
+            raise ValueError(f"target_modules={pattern!r} matches {name!r}, a {kind}; only linear layers fit")
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
-            raise ValueError(
-                f"layer {name!r}: {type(parent).__name__} reads the weights of its linear layers without "
-                "calling them, so an adapter there would have no effect; leave it out of target_modules"
-            )
-    if not matches:
+            kind = type(parent).__name__
+            raise ValueError(f"layer {name!r}: {kind} uses its weight without calling it, past any adapter")
+    if not matches:  # tell the nearest names, one for each last part of a name
         linear = {n.rpartition(".")[2]: n for n, m in model.named_modules() if n and linear_features(m)}
-        nearest = difflib.get_close_matches(pattern, linear.values(), n=4, cutoff=0)
-        raise ValueError(
-            f"target_modules={pattern!r} matches no module; the nearest names are "
-            + (", ".join(map(repr, nearest)) or "none: the model has no linear layers")
-        )
+        nearest = difflib.get_close_matches(pattern, linear.values(), n=4, cutoff=0) or ["no linear layer"]
+        nearest = ", ".join(map(repr, nearest))
+        raise ValueError(f"target_modules={pattern!r} matches no module; the nearest names are {nearest}")
     return matches
 
 
-def _routing_group(name, pattern):
-    """What the layer's name says of whom it shares its routing with; without a pattern, its name."""
-    if pattern is None:
-        return name
-    match = re.fullmatch(pattern, name)
+def _routing_group(name, config):
+    """Which layers share their routing with this one: those of the same group; None: no routing."""
+    if not config.routed:
+        return None
+    match = re.fullmatch(config.share_routing or "(.*)", name)
     if match is None:
-        raise ValueError(f"share_routing={pattern!r} does not match layer {name!r}; it must match every adapted layer")
-    return match[1]
+        raise ValueError(f"share_routing={config.share_routing!r} does not match the adapted layer {name!r}")
+    return match[1] or ""
 
 
 def _replace(model, replacements):
@@ -127,27 +118,23 @@ def _with_task_ids(base: type) -> type:
 
     signature = inspect.signature(base.forward)
     task_ids = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
-    parameters = [*signature.parameters.values(), task_ids]
-    parameters.sort(key=lambda p: p.kind)  # **kwargs stays last
+    parameters = sorted([*signature.parameters.values(), task_ids], key=lambda p: p.kind)  # **kwargs last
     forward.__signature__ = signature.replace(parameters=parameters)
-    methods = {"forward": forward} | ({"generate": generate} if hasattr(base, "generate") else {})
-    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (base,), methods | names)
+    members = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members |= {"forward": forward} | ({"generate": generate} if hasattr(base, "generate") else {})
+    return type(base.__name__, (base,), members)
 
 
 def _call(method, model, task_ids, args, kwargs):
     """Calls a method of the base model with the task ids in the context."""
     config, context = model.adaptation.config, model.adaptation.context
-    if getattr(model, "_is_replica", False):
-        raise ValueError("nn.DataParallel is not supported; launch with torchrun or accelerate, one process per GPU")
+    if getattr(model, "_is_replica", False):  # its threads would overwrite each other's task ids
+        raise ValueError("nn.DataParallel is not supported: launch with torchrun or accelerate")
     if task_ids is None:
-        if config.routed and context.task_ids is None:  # not inside of `generate`, which has set them
-            raise ValueError(
-                f"task_ids is missing: method {config.method!r} needs task_ids=..., one id per row of the batch"
-            )
+        if config.routed and context.task_ids is None:  # and this is no call from inside `generate`
+            raise ValueError(f"task_ids is missing: {config.method} needs task_ids=..., one id per row")
         return method(model, *args, **kwargs)
-    outer = context.task_ids
-    context.task_ids = check_task_ids(task_ids, config.n_tasks, (args, kwargs))
+    outer, context.task_ids = context.task_ids, check_task_ids(task_ids, config.n_tasks, (args, kwargs))
     try:
         output = method(model, *args, **kwargs)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -164,14 +151,18 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
         ValueError: the model is not adapted.
     """
     if not hasattr(model, "adaptation"):
-        raise ValueError(f"the model, a {type(model).__name__}, is not adapted; call adapt(model, config) first")
+        raise ValueError(f"this {type(model).__name__} is not adapted; call adapt(model, config) first")
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of all factors and routers, each once, shared routers under their first name."""
-    layers = tuple(f"{name}.{part}." for name in adapted_layers(model) for part in ("A", "B", "router"))
-    return {name: p for name, p in model.named_parameters() if name.startswith(layers)}
+    """{name: parameter} of all factors and routers, each once, a shared router under its first name."""
+    prefixes = tuple(f"{name}.{part}." for name in adapted_layers(model) for part in ("A", "B", "router"))
+    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+
+
+def _routing_logits(model):
+    return [p for name, p in adapter_parameters(model).items() if name.endswith(".router.logits")]
 
 
 def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None) -> list[dict]:
@@ -185,12 +176,11 @@ def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None
     Returns:
         [{"params": ..., "lr": lr}, {"params": ..., "lr": router_lr}], without an empty group.
     """
-    routing = {id(p) for name, p in adapter_parameters(model).items() if name.endswith("router.logits")}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if id(p) not in routing], "lr": lr},
-        {"params": [p for p in trainable if id(p) in routing], "lr": lr if router_lr is None else router_lr},
-    ]
+    routing = {id(parameter) for parameter in _routing_logits(model)}
+    groups = [{"params": [], "lr": lr}, {"params": [], "lr": lr if router_lr is None else router_lr}]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in routing]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 
@@ -206,13 +196,11 @@ def train_only(model: nn.Module, part: str) -> None:
     """
     if part not in ("routing", "all"):
         raise ValueError(f"part={part!r} must be 'routing' or 'all'")
-    parameters = adapter_parameters(model)
-    if part == "routing":
-        parameters = {name: p for name, p in parameters.items() if name.endswith("router.logits")}
-        if not parameters:
-            raise ValueError(f"method {model.adaptation.config.method!r} has no routing; train 'all'")
+    parameters = _routing_logits(model) if part == "routing" else adapter_parameters(model).values()
+    if not parameters:
+        raise ValueError(f"part='routing': {model.adaptation.config.method} has no routing; train 'all'")
     model.requires_grad_(False)
-    for parameter in parameters.values():
+    for parameter in parameters:
         parameter.requires_grad_(True)
 
 
@@ -228,10 +216,7 @@ def add_tasks(model: nn.Module, n: int) -> range:
         TypeError, ValueError: n is not an integer of at least 1.
     """
     layers, config = adapted_layers(model), model.adaptation.config
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n={n!r} must be an integer, the number of tasks to add")
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    check_integer("n", n, at_least=1)
     for router in {layer.router for layer in layers.values()} - {None}:
         router.add_tasks(n)
     model.adaptation.config = dataclasses.replace(config, n_tasks=config.n_tasks + n)
@@ -250,9 +235,9 @@ def save(model: nn.Module, folder: str | os.PathLike) -> None:
     `adapter.safetensors` is complete in itself. It takes the place of an older one in one step, when
     it is complete, so an interrupted save leaves the old adapter readable.
     """
+    tensors = {name: parameter.detach() for name, parameter in adapter_parameters(model).items()}
     description = {"format_version": FORMAT_VERSION, "config": dataclasses.asdict(model.adaptation.config)}
-    tensors = {name: p.detach().cpu() for name, p in adapter_parameters(model).items()}
-    _write(folder, "adapter", tensors, description, {"minitensorpoly": json.dumps(description)})
+    _write(folder, ("adapter.safetensors", "adapter.json"), tensors, description)
 
 
 def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
@@ -277,62 +262,57 @@ def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
         raise FileNotFoundError(f"{file} does not exist; give the folder that save() wrote")
     try:
         with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            description = (opened.metadata() or {}).get("description")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
-    config = _read_config(metadata.get("minitensorpoly"), file)
-    if file.with_suffix(".json").exists():
-        _read_config(file.with_suffix(".json").read_text(), file.with_suffix(".json"))
-    adapt(model, config)
+    adapt(model, _read_config(description, file))
     parameters = adapter_parameters(model)
-    try:
-        for name in sorted(parameters.keys() | tensors.keys()):
-            ours, saved = (list(d[name].shape) if name in d else "absent" for d in (parameters, tensors))
-            if ours != saved:
-                raise ValueError(f"{file} does not fit the model: {name} is {saved} in the file, {ours} in the model")
-    except ValueError:
-        _remove_adapter(model)
-        raise
+    ours, theirs = ({name: list(t.shape) for name, t in d.items()} for d in (parameters, tensors))
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            _remove_adapter(model)
+            shapes = f"{theirs.get(name)} in the file and {ours.get(name)} in the model"
+            raise ValueError(f"{file} does not fit the model: the shape of {name} is {shapes}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return model
 
 
-def _read_config(text, file):
-    """The AdapterConfig in the JSON that `save` wrote."""
+def _read_config(description, file):
+    """The AdapterConfig that `save` wrote, as JSON."""
     try:
-        description = json.loads(text)
+        description = json.loads(description)
         version, config = description["format_version"], description["config"]
     except (TypeError, KeyError, json.JSONDecodeError):
         raise ValueError(f"{file} is not an adapter that minitensorpoly.save wrote") from None
     if version > FORMAT_VERSION:
-        raise ValueError(f"{file} has format version {version}; this version of minitensorpoly reads {FORMAT_VERSION}")
+        raise ValueError(f"{file} has format version {version}; this library reads up to {FORMAT_VERSION}")
     return AdapterConfig(**config)
 
 
-def _write(folder, name, tensors, description, metadata):
-    """Writes `name`.safetensors and its JSON, each put in place in one step when it is complete."""
+def _write(folder, names, tensors, description):
+    """Writes a safetensors file and its JSON, each put in place in one step when it is complete."""
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, folder / f"{name}.new", {"format": "pt"} | metadata)
-    os.replace(folder / f"{name}.new", folder / f"{name}.safetensors")
-    config = folder / f"{name.replace('model', 'config')}.json"
-    config.with_suffix(".new").write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(config.with_suffix(".new"), config)
+    files = [Path(folder) / name for name in names]
+    unfinished = [file.with_name(file.name + ".unfinished") for file in files]
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "description": json.dumps(description)}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished[0], metadata)
+    unfinished[1].write_text(json.dumps(description, indent=2) + "\n")
+    for source, target in zip(unfinished, files, strict=True):
+        os.replace(source, target)
 
 
-def export_lora(model: nn.Module, folder: str | os.PathLike, task: int | None = None) -> None:
+def export_lora(model: nn.Module, task: int | None = None, *, folder: str | os.PathLike) -> None:
     """Writes one task's adapter as a LoRA that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
         model: an adapted model.
-        folder: gets `adapter_model.safetensors` and `adapter_config.json`.
         task: which task; may be left out for a method without routing.
+        folder: gets `adapter_model.safetensors` and `adapter_config.json`.
 
     Raises:
         TypeError, ValueError: task is missing, not an integer, or out of range.
@@ -342,20 +322,20 @@ def export_lora(model: nn.Module, folder: str | os.PathLike, task: int | None = 
     tensors = {}
     for name, layer in layers.items():
         A, B = layer.lora(task)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = A.cpu()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = B.mT.cpu()
+        tensors |= {
+            f"base_model.model.{name}.lora_A.weight": A,
+            f"base_model.model.{name}.lora_B.weight": B.mT,
+        }
     description = {
         "peft_type": "LORA",
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
         "target_modules": config.target_modules,
         "r": config.rank,
         "lora_alpha": config.scale * config.rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
         "fan_in_fan_out": any(is_transposed(layer.base) for layer in layers.values()),
         "inference_mode": True,
     }
-    _write(folder, "adapter_model", tensors, description, {})
+    _write(folder, ("adapter_model.safetensors", "adapter_config.json"), tensors, description)
 
 
 @torch.no_grad()
@@ -380,24 +360,22 @@ def merge(model: nn.Module, task: int | None = None) -> nn.Module:
     _check_task(model.adaptation.config, task)
     for name, layer in layers.items():
         if not layer.weight.is_floating_point():
-            raise ValueError(f"layer {name!r} has weights of {layer.weight.dtype}; merge() needs floating-point weights")
+            raise ValueError(
+                f"layer {name!r}: merge() needs floating-point weights, not {layer.weight.dtype}"
+            )
     for layer in layers.values():
         A, B = layer.lora(task)
         update = layer.scale * (A.mT @ B if is_transposed(layer.base) else B.mT @ A)
-        layer.base.weight = nn.Parameter((layer.weight + update).to(layer.weight.dtype), requires_grad=False)
+        layer.base.weight = nn.Parameter((layer.weight + update).to(layer.weight.dtype))
     _remove_adapter(model)
     return model
 
 
 def _check_task(config, task):
-    if task is None and not config.routed:
-        return
-    if task is None:
-        raise ValueError(f"task is missing: method {config.method!r} has an update per task, so say which")
-    if isinstance(task, bool) or not isinstance(task, int):
-        raise TypeError(f"task={task!r} must be an integer")
-    if not 0 <= task < config.n_tasks:
-        raise ValueError(f"task={task} must be 0 to {config.n_tasks - 1}")
+    if task is not None:
+        check_integer("task", task, at_least=0, below=config.n_tasks)
+    elif config.routed:
+        raise ValueError(f"task is missing: {config.method} has an update for each task; say which")
 
 
 def _remove_adapter(model):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def normalized_sigmoid(logits: Tensor) -> Tensor:
-    """sigmoid(logits) divided by its sum over the experts (Poly: Ponti et al. 2023, equation 4).
+    """sigmoid(logits) divided by its sum over the experts, as in Poly (Ponti et al. 2023).
 
     Args:
         logits: (..., experts).
@@ -81,13 +81,11 @@ class TaskContext:
             ValueError: no call with task ids is in progress, or n_rows is no multiple of the batch.
         """
         if self.task_ids is None:
-            raise ValueError("task_ids is missing: call the adapted model with task_ids=..., one id per example")
+            raise ValueError("task_ids is missing: call the adapted model with task_ids=..., one id per row")
         batch = len(self.task_ids)
         if n_rows % batch:
-            raise ValueError(
-                f"an adapted layer sees {n_rows} rows, which is no multiple of the {batch} task_ids; "
-                "leave layers whose input does not follow the batch out of target_modules"
-            )
+            advice = "leave layers that do not follow the batch out of target_modules"
+            raise ValueError(f"a layer sees {n_rows} rows, no multiple of the {batch} task_ids; {advice}")
         return self.task_ids if n_rows == batch else self.task_ids.repeat_interleave(n_rows // batch)
 
     def restore_in_backward(self, output) -> None:
@@ -122,18 +120,18 @@ def check_task_ids(task_ids, n_tasks: int, inputs) -> Tensor:
     task_ids = torch.as_tensor(task_ids)
     if task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
         raise TypeError(f"task_ids has dtype {task_ids.dtype}; task ids are integers, 0 to {n_tasks - 1}")
+    wanted = "give one task id per row"
     if task_ids.dim() != 1:
-        raise ValueError(f"task_ids has shape {tuple(task_ids.shape)}; give one task id per row, shape (batch,)")
+        raise ValueError(f"task_ids has shape {tuple(task_ids.shape)}; {wanted}, shape (batch,)")
     first = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0), None)
     if first is not None and len(first) != len(task_ids):
         raise ValueError(
-            f"task_ids has {len(task_ids)} entries, but the batch has {len(first)} rows; give one task id per row"
+            f"task_ids has {len(task_ids)} entries, but the batch has {len(first)} rows; {wanted}"
         )
     fits = (task_ids >= 0) & (task_ids < n_tasks)
+    wanted = f"with n_tasks={n_tasks} the ids are 0 to {n_tasks - 1}"
     if task_ids.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(fits.all(), f"task_ids must be at least 0 and below n_tasks={n_tasks}")
+        torch._assert_async(fits.all(), f"a task id is out of range; {wanted}")
     elif not fits.all():
-        raise ValueError(
-            f"task_ids contains {task_ids[~fits][0].item()}; with n_tasks={n_tasks} the ids are 0 to {n_tasks - 1}"
-        )
+        raise ValueError(f"task_ids contains {task_ids[~fits][0].item()}; {wanted}")
     return task_ids if first is None else task_ids.to(first.device)

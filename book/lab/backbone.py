@@ -26,7 +26,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(tasks.VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", ids["</s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", ids["</s>"])]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
@@ -52,13 +54,23 @@ def load_backbone(width: int) -> tuple[T5ForConditionalGeneration, PreTrainedTok
     """The pretrained backbone that ships with the book, in float32, and its tokenizer."""
     folder = WEIGHTS / f"width_{width}"
     if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist; make it with: python -m lab.backbone --width {width}")
+        raise FileNotFoundError(
+            f"{folder} does not exist; make it with: python -m lab.backbone --width {width}"
+        )
     # Plain attention: on sentences this short it is faster on a CPU than the fused kernel.
-    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = T5ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model, make_tokenizer()
 
 
-def pretrain(width: int, seed: int = 0, steps: int | None = None, lr: float | None = None, batch_size: int = 128):
+def pretrain(
+    width: int,
+    seed: int = 0,
+    steps: int | None = None,
+    lr: float | None = None,
+    batch_size: int = 128,
+):
     """Trains the backbone from random weights.
 
     Returns:
@@ -89,8 +101,12 @@ def pretrain(width: int, seed: int = 0, steps: int | None = None, lr: float | No
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, required=True, help="width of the model: 64 or 256 ship with the book")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--width", type=int, required=True, help="width of the model: 64 or 256 ship with the book"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the weights (default: lab/weights/width_WIDTH)")
     arguments = parser.parse_args()
@@ -98,7 +114,10 @@ def main():
     folder = arguments.out or WEIGHTS / f"width_{arguments.width}"
     # bfloat16 halves the file; the frozen model that everything adapts is the rounded one.
     model.to(torch.bfloat16).save_pretrained(folder)
-    model, tokenizer = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), make_tokenizer()
+    model, tokenizer = (
+        T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
+        make_tokenizer(),
+    )
     test = encode(tasks.make_pretraining_dataset(2_000, seed=10_000 + arguments.seed), tokenizer)
     rounded = exact_match(model, test).float().mean().item()
     print(f"{folder}: exact match {accuracy:.4f} on unseen sentences, {rounded:.4f} rounded to bfloat16")

@@ -110,7 +110,12 @@ def execute(run: Run) -> dict:
         if run.keep_routing:
             record["routing_similarity"] = similarity.tolist()
     record["few_shot"] = [
-        {"part": part, "shots": shots, "lr": lr, "accuracy": transfer(model, tokenizer, run, split, part, shots, lr)}
+        {
+            "part": part,
+            "shots": shots,
+            "lr": lr,
+            "accuracy": transfer(model, tokenizer, run, split, part, shots, lr),
+        }
         for (part, shots), rates in run.few_shot
         for lr in rates
     ]
@@ -146,7 +151,9 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
     """
     n_train, n_new = len(split.train), len(split.held_out)
     arguments = {"named": run.named, "first_id": n_train}
-    examples = encode(tasks.make_dataset(split.held_out, shots, f"few-shot {run.seed}", **arguments), tokenizer)
+    examples = encode(
+        tasks.make_dataset(split.held_out, shots, f"few-shot {run.seed}", **arguments), tokenizer
+    )
     test = encode(tasks.make_dataset(split.held_out, N_TEST, f"test {run.seed}", **arguments), tokenizer)
     accuracy = {}
     groups = [range(n_new)] if part == "routing" else [[i] for i in range(n_new)]
@@ -164,7 +171,15 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
         rows = torch.isin(examples["task_ids"], torch.tensor(group) + n_train)
         router_lr = lr if part == "routing" else ROUTER_LR
         batch_size = 32 if part == "routing" else min(shots, 16)
-        train(learner, select(examples, rows), FEW_SHOT_STEPS[part], lr, router_lr, batch_size, run.seed)
+        train(
+            learner,
+            select(examples, rows),
+            FEW_SHOT_STEPS[part],
+            lr,
+            router_lr,
+            batch_size,
+            run.seed,
+        )
         rows = torch.isin(test["task_ids"], torch.tensor(group) + n_train)
         accuracy |= by_task(exact_match(learner, select(test, rows)), test["task_ids"][rows])
     return accuracy
@@ -172,14 +187,18 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
 
 def routing_similarity(model) -> torch.Tensor:
     """Cosine similarity, between each two tasks, of their routing weights over all layers, centred."""
-    weights = torch.cat([w.flatten(1) for w in mtp.routing_weights(model).values()], 1)  # (tasks, layers * ...)
+    weights = torch.cat(
+        [w.flatten(1) for w in mtp.routing_weights(model).values()], 1
+    )  # (tasks, layers * ...)
     weights = torch.nn.functional.normalize(weights - weights.mean(0), dim=1)
     return weights @ weights.T
 
 
 def skill_overlap(of: list) -> torch.Tensor:
     """Between each two tasks, the skills that they share over the skills that either has."""
-    return torch.tensor([[len({*a.skills} & {*b.skills}) / len({*a.skills} | {*b.skills}) for a in of] for b in of])
+    return torch.tensor(
+        [[len({*a.skills} & {*b.skills}) / len({*a.skills} | {*b.skills}) for a in of] for b in of]
+    )
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -188,7 +207,9 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack([a[pairs], b[pairs]]))[0, 1].item()
 
 
-def execute_all(runs: list[Run], title: str, cache: Path | None = None, workers: int | None = None) -> list[dict]:
+def execute_all(
+    runs: list[Run], title: str, cache: Path | None = None, workers: int | None = None
+) -> list[dict]:
     """Executes runs in parallel processes of one thread each, with a progress bar.
 
     Args:
@@ -255,7 +276,10 @@ def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, w
     while new:
         for record in execute_all(new, f"width {width}: learning rates", cache, workers):
             tried[record["adapter"]][record["lr"]] = record
-        best = {adapter: max(records, key=lambda lr: mean(records[lr]["train"])) for adapter, records in tried.items()}
+        best = {
+            adapter: max(records, key=lambda lr: mean(records[lr]["train"]))
+            for adapter, records in tried.items()
+        }
         new = []
         for adapter, lr in best.items():
             place = LEARNING_RATES.index(lr)
@@ -302,12 +326,16 @@ def control_runs(width: int, chosen: dict, pairs) -> list[Run]:
         Run(width, adapter, split, seed, chosen[adapter]["lr"], named=True)
         for (split, seed), adapter in itertools.product(pairs, CONTROL)
     ]
-    return runs + [Run(width, "LoRA", split, seed, chosen["LoRA"]["lr"], longer=LONGER) for split, seed in pairs[:3]]
+    return runs + [
+        Run(width, "LoRA", split, seed, chosen["LoRA"]["lr"], longer=LONGER) for split, seed in pairs[:3]
+    ]
 
 
 def provenance() -> dict:
     """Where, when and with what a result was measured."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK
+    )
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -323,11 +351,15 @@ def provenance() -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--pairs", type=int, default=5, help="how many pairs of split and seed")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--cache", type=Path, default=BOOK.parent / "_build" / "lab", help="folder of finished runs")
+    parser.add_argument(
+        "--cache", type=Path, default=BOOK.parent / "_build" / "lab", help="folder of finished runs"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "lab_cpu.json")
     arguments = parser.parse_args()
     pairs, common = PAIRS[: arguments.pairs], (arguments.cache, arguments.workers)
@@ -338,12 +370,16 @@ def main():
             start = {adapter: LEARNING_RATES[2:8] for adapter in ADAPTERS[width]}
         else:  # three rates around the best one of the first width
             best = {adapter: LEARNING_RATES.index(rates["lr"]) for adapter, rates in chosen.items()}
-            start = {adapter: LEARNING_RATES[best[adapter] - 1 : best[adapter] + 2] for adapter in ADAPTERS[width]}
+            start = {
+                adapter: LEARNING_RATES[best[adapter] - 1 : best[adapter] + 2] for adapter in ADAPTERS[width]
+            }
         records, chosen = search(width, start, arguments.cache, first, arguments.workers)
         result["search"] += records
         result["chosen"][str(width)] = chosen
         if first:
-            result["control"] = execute_all(control_runs(width, chosen, pairs), f"width {width}: control", *common)
+            result["control"] = execute_all(
+                control_runs(width, chosen, pairs), f"width {width}: control", *common
+            )
         runs = final_runs(width, chosen, pairs, ADAPTERS[width], both_parts=first)
         result["runs"] += execute_all(runs, f"width {width}: runs", *common)
         arguments.out.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy
 import pandas
+from matplotlib import ticker
 
 from . import results
 
@@ -46,23 +47,21 @@ def bars(runs: pandas.DataFrame, columns: list[str], adapters: list[str], title:
     """Grouped bars: an adapter a group, a column a bar, every run a dot, 95 % intervals as whiskers."""
     figure, axes = plt.subplots(figsize=(7.5, 3.4))
     width = 0.8 / len(columns)
-    for i, column in enumerate(columns):
-        for j, adapter in enumerate(adapters):
-            values = runs.loc[runs["adapter"] == adapter, column].dropna()
-            if values.empty:
-                continue
-            x = j + (i - (len(columns) - 1) / 2) * width
-            alpha = 1 - 0.6 * i / max(1, len(columns) - 1)
-            color = COLORS[family(adapter)]
-            half = results.half_width(values)
-            axes.bar(x, values.mean(), width * 0.92, color=color, alpha=alpha, edgecolor=color)
-            axes.errorbar(x, values.mean(), None if half != half else half, color="#555555", capsize=2, lw=1)
+    alphas = numpy.linspace(1, 0.4, len(columns))
+    for j, adapter in enumerate(adapters):
+        own, color = runs[runs["adapter"] == adapter], COLORS[family(adapter)]
+        present = [i for i, column in enumerate(columns) if own[column].notna().any()]
+        for place, i in enumerate(present):
+            values = own[columns[i]].dropna()
+            x = j + (place - (len(present) - 1) / 2) * width
+            axes.bar(x, values.mean(), width * 0.92, color=color, alpha=alphas[i], edgecolor=color)
+            axes.errorbar(x, values.mean(), results.half_width(values), color="#555555", capsize=2, lw=1)
             offsets = numpy.linspace(-0.25, 0.25, len(values)) * width
             axes.plot(x + offsets, values, "o", ms=2.5, mfc="white", mec="#222222", mew=0.6)
     axes.set_xticks(range(len(adapters)), adapters, rotation=20)
     axes.set_ylabel(ylabel)
     axes.set_ylim(0, 104)
-    shades = [plt.Rectangle((0, 0), 1, 1, fc="#555555", alpha=1 - 0.6 * i / max(1, len(columns) - 1)) for i in range(len(columns))]
+    shades = [plt.Rectangle((0, 0), 1, 1, fc="#555555", alpha=alpha) for alpha in alphas]
     axes.legend(shades, columns, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_title(title)
     return figure
@@ -72,17 +71,38 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
     """A column of accuracy against the adapter's trainable parameters, routing counted; a panel a width and column."""
     widths = sorted(runs["width"].unique())
     figure, grid = plt.subplots(
-        len(columns), len(widths), figsize=(3.9 * len(widths) + 1.2, 2.9 * len(columns)), squeeze=False, sharey="row"
+        len(columns),
+        len(widths),
+        figsize=(3.9 * len(widths) + 1.2, 2.9 * len(columns)),
+        squeeze=False,
+        sharey="row",
     )
     for axes_row, column in zip(grid, columns, strict=True):
         for axes, width in zip(axes_row, widths, strict=True):
             for adapter, group in runs[runs["width"] == width].groupby("adapter", sort=False):
                 size = (group["factors"] + group["routing"]).iloc[0] / 1000
                 name, half = family(adapter), results.half_width(group[column])
-                axes.errorbar(size, group[column].mean(), half, fmt=MARKERS[name], color=COLORS[name], ms=6, capsize=2)
+                axes.errorbar(
+                    size,
+                    group[column].mean(),
+                    half,
+                    fmt=MARKERS[name],
+                    color=COLORS[name],
+                    ms=6,
+                    capsize=2,
+                )
                 detail = adapter.removeprefix(name).strip()
-                axes.annotate(detail, (size, group[column].mean()), (5, -9), textcoords="offset points", fontsize=7)
+                axes.annotate(
+                    detail,
+                    (size, group[column].mean()),
+                    (5, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axes.xaxis.set_minor_locator(ticker.NullLocator())
             axes.set_title(f"width {width}", fontsize="small")
             axes.set_xlabel("trainable parameters (thousands)")
         axes_row[0].set_ylabel(f"{column}\nexact match (%)")
@@ -95,15 +115,25 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
 def learning_rates(records: list[dict], chosen: dict):
     """The search: exact match against learning rate, a panel a width, the chosen rate marked."""
     widths = sorted({record["width"] for record in records})
-    figure, grid = plt.subplots(1, len(widths), figsize=(4.1 * len(widths) + 1.4, 3.2), squeeze=False, sharey=True)
+    figure, grid = plt.subplots(
+        1, len(widths), figsize=(4.1 * len(widths) + 1.4, 3.2), squeeze=False, sharey=True
+    )
     for axes, width in zip(grid[0], widths, strict=True):
         for adapter in chosen[str(width)]:
             runs = [r for r in records if (r["width"], r["adapter"]) == (width, adapter)]
-            runs = sorted({r["lr"]: 100 * results.mean(r["train"]) for r in runs if not r["few_shot"]}.items())
+            runs = sorted(
+                {r["lr"]: 100 * results.mean(r["train"]) for r in runs if not r["few_shot"]}.items()
+            )
             style = "-" if adapter == family(adapter) else ":"
             axes.plot(*zip(*runs, strict=True), style, color=COLORS[family(adapter)], lw=1.2)
             best = chosen[str(width)][adapter]["lr"]
-            axes.plot(best, dict(runs)[best], MARKERS[family(adapter)], color=COLORS[family(adapter)], ms=6)
+            axes.plot(
+                best,
+                dict(runs)[best],
+                MARKERS[family(adapter)],
+                color=COLORS[family(adapter)],
+                ms=6,
+            )
         axes.set_xscale("log")
         axes.set_xlabel("learning rate of the factors")
         axes.set_title(f"width {width}", fontsize="small")
@@ -117,14 +147,21 @@ def learning_rates(records: list[dict], chosen: dict):
 def routing_map(similarity, overlap, names: list[str], title: str):
     """Two maps over pairs of tasks: the similarity of learned routing, and the overlap of true skills."""
     figure, grid = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True)
-    for axes, values, name in zip(grid, (similarity, overlap), ("learned routing", "true skills"), strict=True):
+    for axes, values, name in zip(
+        grid, (similarity, overlap), ("learned routing", "true skills"), strict=True
+    ):
         values = numpy.array(values, dtype=float)
         numpy.fill_diagonal(values, numpy.nan)
         image = axes.imshow(values, cmap="viridis")
         axes.set_title(name, fontsize="small")
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axes, shrink=0.7, label={"learned routing": "cosine", "true skills": "Jaccard"}[name])
+        figure.colorbar(
+            image,
+            ax=axes,
+            shrink=0.7,
+            label={"learned routing": "cosine", "true skills": "Jaccard"}[name],
+        )
     grid[0].set_yticks(range(len(names)), names, fontsize=6)
     figure.suptitle(title, x=0.02, ha="left")
     return figure

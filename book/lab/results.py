@@ -36,10 +36,14 @@ def table(records: list[dict]) -> pandas.DataFrame:
     rows = []
     for record in records:
         shared = tasks.make_split(record["split"]).shared
-        row = {name: record[name] for name in ("width", "adapter", "split", "seed", "lr")} | record["parameters"]
+        row = {name: record[name] for name in ("width", "adapter", "split", "seed", "lr")} | record[
+            "parameters"
+        ]
         row["train"] = 100 * mean(record["train"])
         for half, is_shared in (("own tag", False), ("shared tag", True)):
-            row[half] = 100 * mean([a for task, a in record["train"].items() if shared[int(task)] == is_shared])
+            row[half] = 100 * mean(
+                [a for task, a in record["train"].items() if shared[int(task)] == is_shared]
+            )
         row["correlation"] = record.get("routing_correlation")
         for trial in record["few_shot"]:
             accuracy = 100 * mean(trial["accuracy"])
@@ -52,7 +56,11 @@ def table(records: list[dict]) -> pandas.DataFrame:
 def half_width(values: pandas.Series) -> float:
     """Half the width of the 95 % interval of a mean (Student's t); nan for fewer than two values."""
     values = values.dropna()
-    return stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return (
+        stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        if len(values) > 1
+        else float("nan")
+    )
 
 
 def summary(runs: pandas.DataFrame, columns: list[str]) -> pandas.DataFrame:
@@ -70,7 +78,9 @@ def formatted(means: pandas.DataFrame, digits: int = 1) -> pandas.DataFrame:
 
     def text(column):
         pairs = zip(means[column, "mean"], means[column, "±"], strict=True)
-        return ["–" if m != m else f"{m:.{digits}f}" + (f" ± {h:.{digits}f}" if h == h else "") for m, h in pairs]
+        return [
+            "–" if m != m else f"{m:.{digits}f}" + (f" ± {h:.{digits}f}" if h == h else "") for m, h in pairs
+        ]
 
     names = list(dict.fromkeys(name for name, _ in means.columns))
     return pandas.DataFrame({name: text(name) for name in names}, index=means.index)
@@ -90,4 +100,3 @@ def paired_difference(runs: pandas.DataFrame, width: int, a: str, b: str, column
 def verdict(difference: float, half: float) -> str:
     """'higher' or 'lower' where the interval excludes 0, else 'undecided'."""
     return "undecided" if abs(difference) <= half else "higher" if difference > 0 else "lower"
-

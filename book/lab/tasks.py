@@ -44,7 +44,21 @@ N_TAGS = 40
 
 
 def _vocabulary():
-    words = ["<pad>", "</s>", "<unk>", ":", ".", "?", "the", "do", "does", "did", "not", COPY, *SKILLS]
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        ":",
+        ".",
+        "?",
+        "the",
+        "do",
+        "does",
+        "did",
+        "not",
+        COPY,
+        *SKILLS,
+    ]
     words += [f"src{i}" for i in range(N_TAGS)]
     for noun, (plural, _) in NOUNS.items():
         words += [noun, plural]
@@ -103,7 +117,11 @@ class Sentence:
         elif negation:
             clause = [subject, auxiliary, "not", self.verb, object_]
         else:
-            clause = [subject, past if "past" in skills else self.verb if "plural" in skills else singular, object_]
+            clause = [
+                subject,
+                past if "past" in skills else self.verb if "plural" in skills else singular,
+                object_,
+            ]
         clause = [self.time, *clause] if "front" in skills else [*clause, self.time]
         return " ".join([*clause, "?" if "ask" in skills else "."])
 
@@ -190,7 +208,9 @@ def make_dataset(
     for task_id, task in enumerate(tasks, start=first_id):
         rng = random.Random(f"{seed} {task.name}")
         for _ in range(n_examples):
-            rows.append(_example(Sentence.sample(rng), task, named) | {"task_ids": task_id, "task": task.name})
+            rows.append(
+                _example(Sentence.sample(rng), task, named) | {"task_ids": task_id, "task": task.name}
+            )
     return datasets.Dataset.from_list(rows)
 
 
@@ -207,4 +227,7 @@ def make_pretraining_dataset(n_examples: int, seed: int) -> datasets.Dataset:
 
 def _example(sentence, task, named):
     names = [*task.skills, ":"] if named else [":"]
-    return {"source": " ".join([task.tag, *names, sentence.render()]), "target": sentence.render(task.skills)}
+    return {
+        "source": " ".join([task.tag, *names, sentence.render()]),
+        "target": sentence.render(task.skills),
+    }
