@@ -1,0 +1,49 @@
+# `make help` lists the commands. Each sets up what it needs, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCES := minitensorpoly tests book
+export OMP_NUM_THREADS = 1  # the tests and the laboratory run a process on each core
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint format lab backbones clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version)."; \
+	  echo "Name another one, for instance: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up .venv (a few minutes, once)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+book: $(READY)  ## execute the chapters and build the website
+	$(BIN)/jupyter-book build --warningiserror --keep-going .
+	@echo "The website is at $(CURDIR)/_build/html/index.html"
+
+test: lint  ## lint, run the tests, and run every notebook as a test
+	$(BIN)/python -m pytest -q --numprocesses auto
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 1800 \
+	  --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
+
+lint: $(READY)  ## check style
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(READY)  ## mend style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
+	cd book && ../$(BIN)/python -m lab.experiment
+
+backbones: $(READY)  ## pretrain the backbones again: book/lab/weights
+	cd book && ../$(BIN)/python -m lab.backbone --width 64 && ../$(BIN)/python -m lab.backbone --width 256
+
+clean:  ## remove what was built, and the environment
+	rm -rf .venv _build
