@@ -76,12 +76,18 @@ def _matching_layers(model, pattern):
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             kind = type(parent).__name__
             raise ValueError(f"layer {name!r}: {kind} uses its weight without calling it, past any adapter")
-    if not matches:  # tell the nearest names, one for each last part of a name
-        linear = {n.rpartition(".")[2]: n for n, m in model.named_modules() if n and linear_features(m)}
-        nearest = difflib.get_close_matches(pattern, linear.values(), n=4, cutoff=0) or ["no linear layer"]
-        nearest = ", ".join(map(repr, nearest))
+    if not matches:
+        nearest = ", ".join(map(repr, _nearest_names(model, pattern))) or "none: it has no linear layers"
         raise ValueError(f"target_modules={pattern!r} matches no module; the nearest names are {nearest}")
     return matches
+
+
+def _nearest_names(model, pattern):
+    """Four linear layers whose names end most like a word of the pattern, one for each ending."""
+    linear = {n.rpartition(".")[2]: n for n, m in reversed(list(model.named_modules())) if linear_features(m)}
+    words = re.findall(r"\w+", pattern) or [""]
+    likeness = {end: max(difflib.SequenceMatcher(None, w, end).ratio() for w in words) for end in linear}
+    return [linear[end] for end in sorted(linear, key=likeness.get, reverse=True)[:4]]
 
 
 def _routing_group(name, config):

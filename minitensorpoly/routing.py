@@ -103,7 +103,7 @@ class TaskContext:
 
 
 def check_task_ids(task_ids, n_tasks: int, inputs) -> Tensor:
-    """Checks the ids of one call, and puts them where the inputs are.
+    """Checks the ids of one call, and returns them as int64 on the device of the inputs.
 
     Ids on the host are compared with n_tasks at once; ids on a device are compared there, by an
     assertion that does not wait for the device.
@@ -134,4 +134,4 @@ def check_task_ids(task_ids, n_tasks: int, inputs) -> Tensor:
         torch._assert_async(fits.all(), f"a task id is out of range; {wanted}")
     elif not fits.all():
         raise ValueError(f"task_ids contains {task_ids[~fits][0].item()}; {wanted}")
-    return task_ids if first is None else task_ids.to(first.device)
+    return task_ids.long() if first is None else task_ids.to(first.device, torch.long)

@@ -1,0 +1,38 @@
+"""Trains each method for three steps, on one process or shared among several, and saves the adapters.
+
+Started by `test_task_ids.py`, by itself, under torchrun and under accelerate launch.
+"""
+
+import os
+import sys
+
+import torch
+from common import METHODS, adapted_t5, make_batch
+from torch.nn.parallel import DistributedDataParallel
+
+import minitensorpoly as mtp
+
+
+def main(file):
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        torch.distributed.init_process_group("gloo")
+    trained = {}
+    for method in METHODS:
+        model = adapted_t5(method).train()
+        parallel = DistributedDataParallel(model) if size > 1 else model
+        optimizer = torch.optim.SGD(mtp.parameter_groups(model, lr=0.05, router_lr=0.5))
+        for step in range(3):
+            share = {name: column.chunk(size)[rank] for name, column in make_batch(rows=8, seed=step).items()}
+            parallel(**share).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained[method] = {name: p.detach() for name, p in mtp.adapter_parameters(model).items()}
+    if rank == 0:
+        torch.save(trained, file)
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

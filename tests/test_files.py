@@ -1,0 +1,188 @@
+"""Saving, loading, adding tasks, exporting, merging: nothing is lost and nothing is left behind."""
+
+import copy
+import json
+import os
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+from common import METHODS, ROUTED, adapted_t5, make_batch, make_config, make_t5, randomize
+from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
+
+import minitensorpoly as mtp
+
+
+def outputs(model, task=None):
+    batch = make_batch()
+    if task is not None:
+        batch["task_ids"] = torch.full((4,), task)
+    if not hasattr(model, "adaptation"):
+        del batch["task_ids"]
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def make_gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loaded_adapter_equals_the_saved_one_bit_for_bit(method, tmp_path):
+    model = adapted_t5(method)
+    mtp.add_tasks(model, 2)
+    mtp.save(model, tmp_path)
+    loaded = mtp.load(make_t5(), tmp_path)
+    assert torch.equal(outputs(loaded, 6), outputs(model, 6))
+    assert torch.equal(outputs(loaded), outputs(model))
+    assert loaded.adaptation.config == model.adaptation.config
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert json.loads((tmp_path / "adapter.json").read_text())["config"]["method"] == method
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_shared_routing_is_saved_once_and_loads(method, tmp_path):
+    model = adapted_t5(method, share_routing="().*")
+    mtp.save(model, tmp_path)
+    saved = safetensors.torch.load_file(tmp_path / "adapter.safetensors")
+    assert sum(name.endswith("logits") for name in saved) == 1
+    assert torch.equal(outputs(mtp.load(make_t5(), tmp_path)), outputs(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_adapter_of_a_base_of_another_dtype_loads(dtype, tmp_path):
+    model = randomize(mtp.adapt(make_t5().to(dtype), make_config("tensorpoly-2")))
+    mtp.save(model, tmp_path)
+    assert torch.equal(outputs(mtp.load(make_t5().to(dtype), tmp_path)), outputs(model))
+
+
+def test_interrupted_save_leaves_the_old_adapter_readable(tmp_path, monkeypatch):
+    old, new = adapted_t5("poly"), randomize(adapted_t5("poly"), seed=2)
+    mtp.save(old, tmp_path)
+
+    def half_a_file(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", half_a_file)
+        with pytest.raises(KeyboardInterrupt):
+            mtp.save(new, tmp_path)
+    assert torch.equal(outputs(mtp.load(make_t5(), tmp_path)), outputs(old))
+
+    replace = os.replace
+    for calls, readable in ((0, old), (1, new)):  # interrupted before the first, and between the two
+        done = []
+
+        def interrupted(source, target, calls=calls, done=done):
+            if len(done) == calls:
+                raise KeyboardInterrupt
+            done.append(replace(source, target))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                mtp.save(new, tmp_path)
+        assert torch.equal(outputs(mtp.load(make_t5(), tmp_path)), outputs(readable))
+    mtp.save(new, tmp_path)
+    assert torch.equal(outputs(mtp.load(make_t5(), tmp_path)), outputs(new))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_added_tasks_start_at_the_mean_and_keep_the_known_ones(method):
+    model = adapted_t5(method)
+    before = outputs(model)
+    assert mtp.add_tasks(model, 2) == range(5, 7)
+    assert torch.equal(outputs(model), before)
+    for layer in mtp.adapted_layers(model).values():
+        if layer.router is not None:
+            logits = layer.router.logits
+            torch.testing.assert_close(logits[5:], logits[:5].mean(0, keepdim=True).expand(2, -1, -1))
+            assert logits.requires_grad
+    assert outputs(model, 6).isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_model_equals_the_task_and_has_no_trace_of_an_adapter(method):
+    base = make_t5()
+    base.lm_head.weight.requires_grad_(True)
+    model = randomize(mtp.adapt(copy.deepcopy(base), make_config(method)))
+    expected = outputs(model, 3)
+    assert not torch.allclose(expected, outputs(base), atol=0.1)
+    merged = mtp.merge(model, task=3)
+    assert merged is model
+    torch.testing.assert_close(outputs(merged), expected, rtol=1e-3, atol=1e-4)
+    assert type(merged) is T5ForConditionalGeneration
+    assert [(n, type(m)) for n, m in merged.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
+    assert merged.state_dict().keys() == base.state_dict().keys()
+    assert vars(merged).keys() == vars(base).keys()
+    trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (merged, base)]
+    assert trainable[0] == trainable[1]
+    mtp.adapt(merged, make_config(method))  # and it can be adapted again
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_in_float64_is_exact(method):
+    model = randomize(mtp.adapt(make_t5().double(), make_config(method)))
+    expected = outputs(model, 1)
+    torch.testing.assert_close(outputs(mtp.merge(model, task=1)), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_merging_a_tied_weight_leaves_the_embedding_alone():
+    model = randomize(mtp.adapt(make_t5(), make_config("poly", target_modules="lm_head")))
+    embedding = model.shared.weight.clone()
+    assert model.lm_head.weight is model.shared.weight
+    expected = outputs(model, 2)
+    mtp.merge(model, task=2)
+    assert torch.equal(model.shared.weight, embedding)
+    torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exported_task_loads_in_peft(method, tmp_path):
+    model = adapted_t5(method, alpha=2.0)
+    mtp.export_lora(model, task=3, folder=tmp_path)
+    loaded = peft.PeftModel.from_pretrained(make_t5(), tmp_path).eval()
+    batch = make_batch()
+    del batch["task_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, outputs(model, 3), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exported_and_merged_task_of_conv1d_layers(method, tmp_path):
+    config = make_config(method, target_modules=r".*\.(c_attn|c_proj|c_fc)")
+    model = randomize(mtp.adapt(make_gpt2(), config))
+    ids = torch.randint(64, (2, 8))
+    with torch.no_grad():
+        expected = model(input_ids=ids, task_ids=torch.tensor([4, 4])).logits
+        mtp.export_lora(model, task=4, folder=tmp_path)
+        loaded = peft.PeftModel.from_pretrained(make_gpt2(), tmp_path).eval()
+        torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
+        merged = mtp.merge(model, task=4)
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "tlora"])
+def test_methods_without_routing_need_no_task(method, tmp_path):
+    model = adapted_t5(method)
+    mtp.export_lora(model, folder=tmp_path)
+    expected = outputs(model)
+    torch.testing.assert_close(outputs(mtp.merge(model)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_dict_and_deepcopy_give_independent_equals(method):
+    model = adapted_t5(method)
+    other = mtp.adapt(make_t5(), make_config(method))
+    other.load_state_dict(model.state_dict())
+    twin = copy.deepcopy(model)
+    expected = outputs(model)
+    assert torch.equal(outputs(other), expected) and torch.equal(outputs(twin), expected)
+    randomize(twin, seed=9)
+    mtp.add_tasks(twin, 1)
+    assert torch.equal(outputs(model), expected) and not torch.equal(outputs(twin), expected)
+    assert twin.adaptation.context is not model.adaptation.context

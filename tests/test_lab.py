@@ -1,0 +1,299 @@
+"""The laboratory: its language, its backbones, its training, its experiment."""
+
+import copy
+import dataclasses
+import json
+from concurrent.futures import Future
+
+import pytest
+import torch
+from lab import backbone, experiment, methods, results, tasks, training
+
+import minitensorpoly as mtp
+
+CAT = tasks.Sentence(("big", "old"), ("cat", "teacher"), "see", "today")
+RENDERED = {
+    "": "the big cat sees the old teacher today .",
+    "past": "the big cat saw the old teacher today .",
+    "negate": "the big cat does not see the old teacher today .",
+    "plural": "the big cats see the old teachers today .",
+    "swap": "the old teacher sees the big cat today .",
+    "opposite": "the small cat sees the young teacher today .",
+    "category": "the big animal sees the old person today .",
+    "ask": "does the big cat see the old teacher today ?",
+    "front": "today the big cat sees the old teacher .",
+    "past+negate": "the big cat did not see the old teacher today .",
+    "plural+category": "the big animals see the old people today .",
+    "plural+negate": "the big cats do not see the old teachers today .",
+    "past+ask": "did the big cat see the old teacher today ?",
+    "negate+ask+front": "today does the big cat not see the old teacher ?",
+    "swap+opposite": "the young teacher sees the small cat today .",
+    "past+plural+front": "today the big cats saw the old teachers .",
+}
+
+
+@pytest.mark.parametrize("skills", RENDERED)
+def test_skills_render_as_written_by_hand(skills):
+    names = skills.split("+") if skills else []
+    assert CAT.render(names) == RENDERED[skills]
+    assert CAT.render(names[::-1]) == RENDERED[skills]
+
+
+def test_every_task_changes_every_sentence_in_its_own_way():
+    split = tasks.make_split(1)
+    sets = [task.skills for task in split.train + split.held_out]
+    assert len({CAT.render(skills) for skills in sets}) == len(sets) == 32
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_split_is_what_it_says(number):
+    split, development = tasks.make_split(number), tasks.make_split(tasks.DEVELOPMENT)
+    train, held_out = ({task.skills for task in part} for part in (split.train, split.held_out))
+    assert len(train) == 24 and len(held_out) == 8 and not train & held_out
+    assert {len(skills) for skills in train | held_out} <= {2, 3}
+    assert all(sum(skill in skills for skills in train) >= 4 for skill in tasks.SKILLS)
+    reserved = {task.skills for task in development.held_out}
+    assert not reserved & train and (number == 0 or not reserved & held_out)
+    tags = [task.tag for task in split.train]
+    assert split.shared == [False] * 12 + [True] * 12
+    assert all(tags[i] == tags[i + 1] for i in range(12, 24, 2)) and len(set(tags)) == 18
+    assert not set(tags) & {task.tag for task in split.held_out}
+    assert split == tasks.make_split(number) and split != tasks.make_split(number + 1)
+
+
+def test_dataset_has_its_columns_and_names_no_skill_unless_asked():
+    split = tasks.make_split(1)
+    data = tasks.make_dataset(split.train, 5, seed=1, first_id=3)
+    assert data.column_names == ["source", "target", "task_ids", "task"] and len(data) == 120
+    assert data["task_ids"][0] == 3 and data["task_ids"][-1] == 26
+    assert data["source"][0].startswith(f"{split.train[0].tag} : the ")
+    words = {word for text in data["source"] for word in text.split()}
+    assert not words & set(tasks.SKILLS) and words <= set(tasks.VOCABULARY)
+    named = tasks.make_dataset(split.train, 5, seed=1, named=True)
+    assert named["source"][0].split(" : ")[0] == " ".join([split.train[0].tag, *split.train[0].skills])
+    assert named["target"] == data["target"]
+    assert tasks.make_dataset(split.train, 5, seed=1, first_id=3)["source"] == data["source"]
+    assert tasks.make_dataset(split.train, 5, seed=2)["source"] != data["source"]
+
+
+def test_tokenizer_keeps_every_word():
+    tokenizer = backbone.make_tokenizer()
+    text = " ".join(tasks.VOCABULARY[3:])
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text + " </s>" and tokenizer.unk_token_id not in ids
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer("dog zebra")["input_ids"][1] == tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_shipped_backbone_knows_every_skill_alone(width):
+    model, tokenizer = backbone.load_backbone(width)
+    data = tasks.make_pretraining_dataset(400, seed=123)
+    matches = training.exact_match(model, training.encode(data, tokenizer))
+    assert matches.float().mean() >= 0.99
+    for skill in (tasks.COPY, *tasks.SKILLS):
+        assert matches[torch.tensor([name == skill for name in data["task"]])].float().mean() >= 0.9
+    assert model.dtype == torch.float32 and model.config.d_model == width
+
+
+def test_shipped_weights_are_small_and_only_safetensors():
+    files = [file for file in backbone.WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 10e6
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+
+
+def test_missing_backbone_tells_how_to_make_it():
+    with pytest.raises(FileNotFoundError, match="make it with: python -m lab.backbone --width 96"):
+        backbone.load_backbone(96)
+
+
+def test_a_fresh_run_of_the_pretraining_reaches_the_same_quality():
+    _, accuracy = backbone.pretrain(64, seed=1, steps=500)  # the shipped weights took 1200
+    assert accuracy >= 0.97
+
+
+def quick_run(adapter="TensorPoly-I", **options):
+    return experiment.Run(64, adapter, split=1, seed=1, lr=0.1, **options)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A budget of a few steps and sentences."""
+    monkeypatch.setitem(experiment.BUDGET, 64, {"steps": 12, "batch_size": 16})
+    monkeypatch.setattr(experiment, "N_TRAIN", 8)
+    monkeypatch.setattr(experiment, "N_TEST", 4)
+    monkeypatch.setattr(experiment, "FEW_SHOT_STEPS", {"routing": 2, "all": 2})
+
+
+def test_training_lowers_the_loss_and_is_deterministic(quick):
+    losses = []
+    for _ in range(2):
+        model, tokenizer, split = experiment.multi_task(quick_run())
+        data = training.encode(tasks.make_dataset(split.train, 4, seed=5), tokenizer)
+        losses.append(training.train(model, data, steps=40, lr=0.05, router_lr=0.1, batch_size=32))
+    assert sum(losses[0][-5:]) < 0.8 * sum(losses[0][:5])
+    assert losses[0] == losses[1] and len(losses[0]) == 40
+
+
+def test_exact_match_agrees_with_comparing_text(quick):
+    model, tokenizer, split = experiment.multi_task(quick_run("LoRA", longer=8))
+    data = tasks.make_dataset(split.train[:4], 8, seed=5)
+    encoded = training.encode(data, tokenizer)
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "task_ids")}
+    written = tokenizer.batch_decode(model.eval().generate(**inputs, max_new_tokens=20), skip_special_tokens=True)
+    expected = [text.strip() == target for text, target in zip(written, data["target"], strict=True)]
+    assert training.exact_match(model, encoded, batch_size=5).tolist() == expected
+    single = tasks.make_pretraining_dataset(20, seed=3)  # a model that is right on some, and wrong on others
+    mixed = training.encode(single, tokenizer)
+    mixed["labels"][::2, 0] = tokenizer.unk_token_id
+    matches = training.exact_match(backbone.load_backbone(64)[0], mixed)
+    assert not matches[::2].any() and matches[1::2].float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_private_adapters_share_nothing():
+    model = methods.adapt(backbone.load_backbone(64)[0], methods.PRIVATE, n_tasks=4)
+    for layer in mtp.adapted_layers(model).values():
+        layer.B.matrices.normal_()
+    ids = torch.tensor([0, 1, 2, 3])
+    inputs = {"input_ids": torch.randint(3, 90, (1, 6)).expand(4, -1), "labels": torch.randint(3, 90, (1, 6)).expand(4, -1)}
+    before = model(**inputs, task_ids=ids).logits
+    for layer in mtp.adapted_layers(model).values():
+        layer.A.matrices[2] += 1
+    after = model(**inputs, task_ids=ids).logits
+    assert [torch.equal(a, b) for a, b in zip(after, before, strict=True)] == [True, True, False, True]
+    assert methods.count_parameters(model)["routing"] == 0
+    spread = torch.cat([layer.A.matrices.var().view(1) * 3 * layer.in_features for layer in mtp.adapted_layers(model).values()])
+    assert 0.8 < spread.median() < 1.3
+
+
+@pytest.mark.parametrize("adapter", ["LoRA", "TensorPoly-II", methods.PRIVATE])
+def test_transfer_leaves_the_model_as_it_was(quick, adapter):
+    run = quick_run(adapter)
+    model, tokenizer, split = experiment.multi_task(run)
+    before = copy.deepcopy(model.state_dict())
+    for part in run.parts:
+        accuracy = experiment.transfer(model, tokenizer, run, split, part, shots=2, lr=0.1)
+        assert sorted(accuracy) == list(range(24, 32))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert run.parts == (("routing", "all") if adapter == "TensorPoly-II" else ("all",))
+
+
+def test_tasks_that_learn_their_routing_together_do_not_learn_from_each_other(quick):
+    run = quick_run()
+    model, tokenizer, split = experiment.multi_task(run)
+    few = dataclasses.replace(split, held_out=split.held_out[:2])
+    data = training.encode(tasks.make_dataset(few.held_out, 4, seed=0, first_id=24), tokenizer)
+    learners = []
+    for changed in (False, True):
+        learner = copy.deepcopy(model)
+        mtp.add_tasks(learner, 2)
+        mtp.train_only(learner, "routing")
+        labels = data["labels"].clone()
+        if changed:
+            labels[data["task_ids"] == 25] = 5
+        learner(**data | {"labels": labels}).loss.backward()
+        learners.append(mtp.adapter_parameters(learner))
+    for name, parameter in learners[0].items():
+        if name.endswith("logits"):
+            torch.testing.assert_close(parameter.grad[24], learners[1][name].grad[24], rtol=1e-4, atol=1e-7)
+            assert not parameter.grad[:24].any()
+
+
+def test_finished_runs_are_read_from_the_cache(quick, tmp_path, monkeypatch):
+    done = []
+
+    def fake(run):
+        done.append(run)
+        return dataclasses.asdict(run) | {"value": run.seed}
+
+    class InThisProcess:
+        def __init__(self, *arguments):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, function, run):
+            future = Future()
+            try:
+                future.set_result(experiment.execute(run))
+            except RuntimeError as error:
+                future.set_exception(error)
+            return future
+
+    monkeypatch.setattr(experiment, "execute", fake)
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", InThisProcess)
+    runs = [dataclasses.replace(quick_run(), seed=seed) for seed in (3, 1, 2)]
+    records = experiment.execute_all(runs[:2], "test", tmp_path)
+    assert [record["value"] for record in records] == [3, 1]
+    assert [record["value"] for record in experiment.execute_all(runs, "test", tmp_path)] == [3, 1, 2]
+    assert sorted(run.seed for run in done) == [1, 2, 3]
+
+    def failing(run):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(experiment, "execute", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        experiment.execute_all([dataclasses.replace(quick_run(), seed=9)], "test", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3  # what was finished is still there
+
+
+def test_a_run_in_another_process_equals_one_here(quick):
+    run = dataclasses.replace(quick_run(), few_shot=((("routing", 2), (0.1,)),), keep_routing=True)
+    record = experiment.execute(run)
+    assert json.loads(json.dumps(record))["parameters"] == {"factors": 34816, "routing": 6144}
+    assert len(record["train"]) == 24 and len(record["few_shot"][0]["accuracy"]) == 8
+    assert -1 <= record["routing_correlation"] <= 1
+
+
+def fake_record(run, score):
+    trials = [{"part": p, "shots": n, "lr": lr, "accuracy": {"24": score(lr)}} for (p, n), rates in run.few_shot for lr in rates]
+    return dataclasses.asdict(run) | {
+        "train": {str(i): score(run.lr) for i in range(24)},
+        "few_shot": trials,
+        "parameters": {"factors": 10, "routing": 2},
+    }
+
+
+def test_search_finds_the_best_rate_and_goes_on_at_an_edge(monkeypatch, tmp_path):
+    def execute_all(runs, *arguments):
+        return [fake_record(run, lambda lr: 1 - abs(torch.tensor(lr / best).log().item()) / 20) for run in runs]
+
+    monkeypatch.setattr(experiment, "execute_all", execute_all)
+    for best in (3e-4, 1e-2, 1.0):
+        start = {"Poly": experiment.LEARNING_RATES[3:6], "LoRA": experiment.LEARNING_RATES[3:6]}
+        records, chosen = experiment.search(64, start, tmp_path, both_parts=True)
+        assert chosen["Poly"]["lr"] == chosen["LoRA"]["lr"] == best
+        tried = sorted(r["lr"] for r in records if r["adapter"] == "Poly" and not r["few_shot"])
+        assert tried[0] < best < tried[-1]
+        assert set(chosen["Poly"]) == {"lr", "routing", "all"} and set(chosen["LoRA"]) == {"lr", "all"}
+
+
+def test_tables_give_means_and_students_intervals():
+    runs = [experiment.Run(64, a, split, seed, 0.1, few_shot=((("all", 8), (0.01,)),)) for a in ("LoRA", "Poly")
+            for split, seed in experiment.PAIRS[:3]]  # fmt: skip
+    values = iter([0.5, 0.6, 0.7, 0.9, 0.9, 0.9])
+    table = results.table([fake_record(run, lambda lr, value=next(values): value) for run in runs])
+    summary = results.summary(table, ["own tag", "transfer, 8 shots"])
+    assert summary.loc[(64, "LoRA"), ("own tag", "mean")] == pytest.approx(60)
+    assert summary.loc[(64, "LoRA"), ("own tag", "±")] == pytest.approx(4.302653 * 10 / 3**0.5)  # t of 2 degrees
+    assert results.formatted(summary).loc[(64, "Poly"), "transfer, 8 shots"] == "90.0 ± 0.0"
+    difference, half = results.paired_difference(table, 64, "Poly", "LoRA", "train")
+    assert difference == pytest.approx(30) and results.verdict(difference, half) == "higher"
+    assert results.verdict(1.0, 2.0) == "undecided" and results.verdict(-3.0, 2.0) == "lower"
+
+
+def test_similarity_of_skills():
+    of = [tasks.Task(("past", "swap"), "src0"), tasks.Task(("past", "ask", "front"), "src1")]
+    assert experiment.skill_overlap(of).tolist() == [[1.0, 0.25], [0.25, 1.0]]
+    values = torch.rand(5, 5)
+    assert experiment.correlation(values, 2 * values + 1) == pytest.approx(1)
+    assert experiment.correlation(values, -values) == pytest.approx(-1)
+
+
+def test_missing_results_are_not_measured_yet(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not measured yet; run `python -m lab.experiment`"):
+        results.read(tmp_path / "none.json")
