@@ -153,17 +153,17 @@ def test_exact_match_agrees_with_comparing_text(quick):
 def test_private_adapters_share_nothing():
     model = methods.adapt(backbone.load_backbone(64)[0], methods.PRIVATE, n_tasks=4)
     for layer in mtp.adapted_layers(model).values():
+        assert 0.7 < layer.A.matrices.var() * 3 * layer.in_features < 1.4  # each starts as a LoRA does
         layer.B.matrices.normal_()
     ids = torch.tensor([0, 1, 2, 3])
-    inputs = {"input_ids": torch.randint(3, 90, (1, 6)).expand(4, -1), "labels": torch.randint(3, 90, (1, 6)).expand(4, -1)}
+    text = torch.randint(3, 90, (1, 6)).repeat(4, 1)
+    inputs = {"input_ids": text, "labels": text}
     before = model(**inputs, task_ids=ids).logits
     for layer in mtp.adapted_layers(model).values():
         layer.A.matrices[2] += 1
     after = model(**inputs, task_ids=ids).logits
     assert [torch.equal(a, b) for a, b in zip(after, before, strict=True)] == [True, True, False, True]
     assert methods.count_parameters(model)["routing"] == 0
-    spread = torch.cat([layer.A.matrices.var().view(1) * 3 * layer.in_features for layer in mtp.adapted_layers(model).values()])
-    assert 0.8 < spread.median() < 1.3
 
 
 @pytest.mark.parametrize("adapter", ["LoRA", "TensorPoly-II", methods.PRIVATE])
@@ -190,7 +190,7 @@ def test_tasks_that_learn_their_routing_together_do_not_learn_from_each_other(qu
         mtp.train_only(learner, "routing")
         labels = data["labels"].clone()
         if changed:
-            labels[data["task_ids"] == 25] = 5
+            labels[(data["task_ids"] == 25)[:, None] & (labels != -100)] = 5
         learner(**data | {"labels": labels}).loss.backward()
         learners.append(mtp.adapter_parameters(learner))
     for name, parameter in learners[0].items():

@@ -44,7 +44,7 @@ ROUTER_LR = 0.1  # the authors' setting; the same for every routed method
 FEW_SHOT_STEPS = {"routing": 50, "all": 30}
 SHOTS = (8, 32)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # what a search may try
-FEW_SHOT_RATES = {"routing": (0.1, 0.3, 1.0), "all": (0.003, 0.01, 0.03)}
+FEW_SHOT_RATES = {"routing": LEARNING_RATES[6:9], "all": LEARNING_RATES[3:6]}  # what it starts with
 ADAPTERS = {64: list(methods.ADAPTERS), 256: [*methods.EQUAL_SIZE, "Poly K=2", "TensorPoly-I N=4"]}
 # (split, seed), on three splits, so that an interval shows what both choices change
 PAIRS = ((1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6))
@@ -143,8 +143,8 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
     """Few-shot transfer of a trained model to the held-out tasks; the model stays as it was.
 
     With part="routing" all held-out tasks are learned in one training: each has routing of its own
-    and shares nothing that is trained, so none learns from another. With part="all" each task gets
-    a training of its own, from a fresh copy. A private adapter for a new task starts as a new LoRA.
+    and shares nothing that is trained, so none learns from another (only the clipping of gradients
+    sees them all). With part="all" each task gets a training of its own, from a fresh copy. A private adapter for a new task starts as a new LoRA.
 
     Returns:
         Exact match of each held-out task.
@@ -250,16 +250,39 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
+def climb(start: dict, evaluate) -> dict:
+    """Finds the best learning rate of each key, by the same rule for all: no best rate lies at an end.
+
+    Args:
+        start: {key: the rates to start with, neighbours in LEARNING_RATES}.
+        evaluate: a function from a list of (key, rate) to a list of scores.
+
+    Returns:
+        {key: the rate with the highest score}, after its neighbours on both sides have been tried.
+    """
+    scores = {key: {} for key in start}
+    new = [(key, rate) for key, rates in start.items() for rate in rates]
+    while new:
+        for (key, rate), score in zip(new, evaluate(new), strict=True):
+            scores[key][rate] = score
+        best = {key: max(tried, key=tried.get) for key, tried in scores.items()}
+        new = []
+        for key, rate in best.items():
+            place = LEARNING_RATES.index(rate)
+            neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
+            new += [(key, neighbour) for neighbour in neighbours if neighbour not in scores[key]]
+    return best
+
+
 def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, workers: int | None = None):
     """Searches learning rates on the development split, by the same rule for every adapter.
 
-    First the rate of multi-task training, by exact match on the training tasks: the rates of `start`,
-    and further ones while the best is at an end. Then, at that rate, those of few-shot transfer, by
-    exact match on the development tasks.
+    First the rate of multi-task training, by exact match on the training tasks. Then, at that rate,
+    those of few-shot transfer, by exact match on the development tasks.
 
     Args:
         width: of the backbone.
-        start: {adapter: the rates to start with, neighbours in LEARNING_RATES}.
+        start: {adapter: the rates of multi-task training to start with}; see `climb`.
         cache: folder that keeps finished runs.
         both_parts: as in `final_runs`.
         workers: processes; None: one per core.
@@ -267,36 +290,38 @@ def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, w
     Returns:
         The records, and {adapter: {"lr": ..., "routing": ..., "all": ...}}.
     """
+    records = []
 
-    def run(adapter, lr):
-        return Run(width, adapter, tasks.DEVELOPMENT, 0, lr)
+    def evaluate(new):
+        runs = [Run(width, adapter, tasks.DEVELOPMENT, 0, lr) for adapter, lr in new]
+        done = execute_all(runs, f"width {width}: learning rates", cache, workers)
+        records.extend(done)
+        return [mean(record["train"]) for record in done]
 
-    tried = {adapter: {} for adapter in start}  # {adapter: {rate: record}}
-    new = [run(adapter, lr) for adapter, rates in start.items() for lr in rates]
-    while new:
-        for record in execute_all(new, f"width {width}: learning rates", cache, workers):
-            tried[record["adapter"]][record["lr"]] = record
-        best = {
-            adapter: max(records, key=lambda lr: mean(records[lr]["train"]))
-            for adapter, records in tried.items()
+    def evaluate_few_shot(new):
+        rates = {}  # {run: {part: rates}}: one run tries all rates of an adapter
+        for (run, part), rate in new:
+            rates.setdefault(run, {}).setdefault(part, []).append(rate)
+        runs = [
+            dataclasses.replace(run, few_shot=tuple(((p, max(SHOTS)), tuple(r)) for p, r in parts.items()))
+            for run, parts in rates.items()
+        ]
+        done = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
+        records.extend(done)
+        scores = {
+            (record["adapter"], trial["part"], trial["lr"]): mean(trial["accuracy"])
+            for record in done
+            for trial in record["few_shot"]
         }
-        new = []
-        for adapter, lr in best.items():
-            place = LEARNING_RATES.index(lr)
-            neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
-            new += [run(adapter, rate) for rate in neighbours if rate not in tried[adapter]]
+        return [scores[run.adapter, part, rate] for (run, part), rate in new]
+
+    best = climb(start, evaluate)
     chosen = {adapter: {"lr": lr} for adapter, lr in best.items()}
-    runs = []
-    for adapter, lr in best.items():
-        parts = run(adapter, lr).parts if both_parts else run(adapter, lr).parts[:1]
-        few_shot = tuple(((part, max(SHOTS)), FEW_SHOT_RATES[part]) for part in parts)
-        runs.append(dataclasses.replace(run(adapter, lr), few_shot=few_shot))
-    transfers = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
-    for record in transfers:
-        for part in {trial["part"] for trial in record["few_shot"]}:
-            trials = [trial for trial in record["few_shot"] if trial["part"] == part]
-            chosen[record["adapter"]][part] = max(trials, key=lambda t: mean(t["accuracy"]))["lr"]
-    return [record for records in tried.values() for record in records.values()] + transfers, chosen
+    runs = [Run(width, adapter, tasks.DEVELOPMENT, 0, lr) for adapter, lr in best.items()]
+    parts = [(run, part) for run in runs for part in (run.parts if both_parts else run.parts[:1])]
+    for (run, part), lr in climb({key: FEW_SHOT_RATES[key[1]] for key in parts}, evaluate_few_shot).items():
+        chosen[run.adapter][part] = lr
+    return records, chosen
 
 
 def final_runs(width: int, chosen: dict, pairs, adapters: list[str], both_parts: bool = True) -> list[Run]:
@@ -364,6 +389,7 @@ def main():
     arguments = parser.parse_args()
     pairs, common = PAIRS[: arguments.pairs], (arguments.cache, arguments.workers)
     result = {"provenance": provenance(), "search": [], "chosen": {}, "control": [], "runs": []}
+    chosen = {}
     for width in arguments.widths:
         first = width == arguments.widths[0]  # the width with the controls and both ways of transfer
         if first:
