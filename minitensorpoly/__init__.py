@@ -2,7 +2,18 @@
 
 from .config import METHODS, AdapterConfig
 from .factors import leaf_size, tensor_product
-from .model import adapt, adapted_layers, adapter_parameters, add_tasks, parameter_groups, train_only
-from .model import export_lora, load, merge, routing_weights, save
+from .model import (
+    adapt,
+    adapted_layers,
+    adapter_parameters,
+    add_tasks,
+    export_lora,
+    load,
+    merge,
+    parameter_groups,
+    routing_weights,
+    save,
+    train_only,
+)
 
 __version__ = "0.1.0"

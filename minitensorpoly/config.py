@@ -90,9 +90,9 @@ class AdapterConfig:
                 )
             if value is None:
                 object.__setattr__(self, name, options.get(name))
-        for name in ("n_tasks", "rank", "order", "tensor_rank", "n_skills", "n_heads"):
-            if name in ("n_tasks", "rank") or name in options:
-                check_integer(name, getattr(self, name), at_least=1)
+        counts = [name for name in ("order", "tensor_rank", "n_skills", "n_heads") if name in options]
+        for name in ("n_tasks", "rank", *counts):
+            check_integer(name, getattr(self, name), at_least=1)
         if "normalize" in options and not isinstance(self.normalize, bool):
             raise TypeError(f"normalize={self.normalize!r} must be True or False")
         _check_number("dropout", self.dropout, lambda p: 0 <= p < 1, "at least 0 and below 1")
@@ -101,10 +101,8 @@ class AdapterConfig:
                 _check_number(name, getattr(self, name), lambda number: number > 0, "above 0")
         _check_pattern("target_modules", self.target_modules)
         if self.share_routing and _check_pattern("share_routing", self.share_routing).groups != 1:
-            raise ValueError(
-                f"share_routing={self.share_routing!r} must have exactly one group, whose text names "
-                r"the layers that share their routing, for instance '(encoder|decoder)\..*'"
-            )
+            example = r"for instance '(encoder|decoder)\..*'"
+            raise ValueError(f"share_routing={self.share_routing!r} must have exactly one group, {example}")
 
     @property
     def scale(self) -> float:

@@ -114,15 +114,7 @@ class TensorFactor(nn.Module):
     torch.Size([3, 2, 1, 8])
     """
 
-    def __init__(
-        self,
-        dim: int,
-        rank: int,
-        n_experts: int = 1,
-        n_splits: int = 1,
-        order: int = 2,
-        normalize: bool = False,
-    ):
+    def __init__(self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1, order=2, normalize=False):
         super().__init__()
         if n_splits not in (1, order):
             raise ValueError(f"n_splits={n_splits} must be 1 (mix products) or order={order} (mix leaves)")

@@ -76,11 +76,6 @@ class AdaptedLinear(nn.Module):
         """The base layer's weight; some models look at its dtype (T5 at `wo.weight.dtype`)."""
         return self.base.weight
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The base layer's bias."""
-        return self.base.bias
-
     def extra_repr(self) -> str:
         shape = f"in={self.in_features}, out={self.out_features}, scale={self.scale:g}"
         return shape + (f", routing={tuple(self.router.logits.shape)}" if self.router else "")

@@ -2,7 +2,8 @@
 
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config
+from transformers import T5ForConditionalGeneration as T5
 
 import minitensorpoly as mtp
 
@@ -16,8 +17,12 @@ N_TASKS = 5
 def make_config(method, target_modules=T5_LAYERS, n_tasks=N_TASKS, rank=4, **options):
     """A small adapter; the options that the method does not have are left out."""
     small = {"tensor_rank": 3, "n_skills": 3, "n_heads": 4} | options
-    kept = {k: v for k, v in small.items() if k not in ("tensor_rank", "n_skills", "n_heads", "order", "normalize")
-            or k in mtp.METHODS[method].options}
+    kept = {
+        k: v
+        for k, v in small.items()
+        if k not in ("tensor_rank", "n_skills", "n_heads", "order", "normalize")
+        or k in mtp.METHODS[method].options
+    }
     return mtp.AdapterConfig(method, target_modules, n_tasks=n_tasks, rank=rank, **kept)
 
 
@@ -26,7 +31,7 @@ def make_t5(seed=0, **changes):
     torch.manual_seed(seed)
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     config = T5Config(**sizes | {"dropout_rate": 0.0, "decoder_start_token_id": 0} | changes)
-    return T5ForConditionalGeneration(config).requires_grad_(False).eval()
+    return T5(config).requires_grad_(False).eval()
 
 
 def make_batch(rows=4, seed=0):

@@ -16,7 +16,11 @@ def config(method="poly", target_modules=".*q", **options):
 
 
 BAD_CONFIGS = {
-    "unknown method": (dict(method="loar"), ValueError, "unknown method 'loar'; the methods are lora, tlora, poly"),
+    "unknown method": (
+        dict(method="loar"),
+        ValueError,
+        "unknown method 'loar'; the methods are lora, tlora, poly",
+    ),
     "rank of zero": (dict(rank=0), ValueError, "rank=0 must be at least 1"),
     "negative n_tasks": (dict(n_tasks=-1), ValueError, "n_tasks=-1 must be at least 1"),
     "n_skills of zero": (dict(n_skills=0), ValueError, "n_skills=0 must be at least 1"),
@@ -25,19 +29,43 @@ BAD_CONFIGS = {
     "n_heads of zero": (dict(method="mhr", n_heads=0), ValueError, "n_heads=0 must be at least 1"),
     "fractional rank": (dict(rank=1.5), TypeError, "rank=1.5 must be an integer, not float"),
     "boolean order": (dict(method="tlora", order=True), TypeError, "order=True must be an integer"),
-    "order of Poly": (dict(order=2), ValueError, "order=2: poly has no order; only tlora, tensorpoly-1, tensorpoly-2"),
-    "skills of LoRA": (dict(method="lora", n_skills=2), ValueError, "lora has no n_skills; only poly, mhr have"),
+    "order of Poly": (
+        dict(order=2),
+        ValueError,
+        "order=2: poly has no order; only tlora, tensorpoly-1, tensorpoly-2",
+    ),
+    "skills of LoRA": (
+        dict(method="lora", n_skills=2),
+        ValueError,
+        "lora has no n_skills; only poly, mhr have",
+    ),
     "normalised Poly": (dict(normalize=False), ValueError, "poly has no normalize"),
-    "shared routing of LoRA": (dict(method="lora", share_routing="(.*)"), ValueError, "lora has no share_routing"),
-    "text for normalize": (dict(method="tlora", normalize="yes"), TypeError, "normalize='yes' must be True or False"),
+    "shared routing of LoRA": (
+        dict(method="lora", share_routing="(.*)"),
+        ValueError,
+        "lora has no share_routing",
+    ),
+    "text for normalize": (
+        dict(method="tlora", normalize="yes"),
+        TypeError,
+        "normalize='yes' must be True or False",
+    ),
     "negative alpha": (dict(alpha=-1.0), ValueError, "alpha=-1.0 must be above 0"),
     "infinite alpha": (dict(alpha=float("inf")), ValueError, "alpha=inf must be"),
     "text for alpha": (dict(alpha="16"), TypeError, "alpha='16' must be a number, not str"),
     "dropout of one": (dict(dropout=1.0), ValueError, "dropout=1.0 must be at least 0 and below 1"),
     "no dropout": (dict(dropout=None), TypeError, "dropout=None must be a number"),
     "noise of zero": (dict(noise_temperature=0), ValueError, "noise_temperature=0 must be above 0"),
-    "list of targets": (dict(target_modules=["q"]), TypeError, r"target_modules=\['q'\] must be a regular expression"),
-    "broken expression": (dict(target_modules="(q"), ValueError, r"target_modules='\(q' is not a regular expression"),
+    "list of targets": (
+        dict(target_modules=["q"]),
+        TypeError,
+        r"target_modules=\['q'\] must be a regular expression",
+    ),
+    "broken expression": (
+        dict(target_modules="(q"),
+        ValueError,
+        r"target_modules='\(q' is not a regular expression",
+    ),
     "group missing": (dict(share_routing=".*"), ValueError, "share_routing='.*' must have exactly one group"),
 }
 
@@ -50,8 +78,14 @@ def test_bad_configuration(name):
 
 
 BAD_TARGETS = {
-    "no match": (dict(target_modules=r".*(query|value)"), r"matches no module; the nearest names are 'encoder"),
-    "no linear layer": (dict(target_modules=r".*SelfAttention"), r"SelfAttention', a T5Attention; only linear"),
+    "no match": (
+        dict(target_modules=r".*(query|value)"),
+        r"matches no module; the nearest names are 'encoder",
+    ),
+    "no linear layer": (
+        dict(target_modules=r".*SelfAttention"),
+        r"SelfAttention', a T5Attention; only linear",
+    ),
     "heads": (dict(method="mhr", n_heads=5), r"layer 'encoder.*q': n_heads=5 must divide the dimension 32"),
     "share": (dict(share_routing="(encoder).*"), r"does not match the adapted layer 'decoder.block.0"),
 }
@@ -90,7 +124,11 @@ def test_layer_whose_weight_is_used_without_a_call(model):
 
 BAD_IDS = {
     "missing": (None, ValueError, "task_ids is missing: {method} needs"),
-    "too few": ([0, 1, 2], ValueError, "task_ids has 3 entries, but the batch has 4 rows; give one task id per row"),
+    "too few": (
+        [0, 1, 2],
+        ValueError,
+        "task_ids has 3 entries, but the batch has 4 rows; give one task id per row",
+    ),
     "too many": ([0] * 8, ValueError, "task_ids has 8 entries, but the batch has 4 rows"),
     "a matrix": ([[0], [1], [2], [3]], ValueError, r"task_ids has shape \(4, 1\)"),
     "a number": (1, ValueError, r"task_ids has shape \(\)"),
@@ -148,7 +186,9 @@ def test_a_layer_whose_rows_do_not_follow_the_batch():
 def test_data_parallel_replica():
     model = adapted_t5("poly")
     replica = model._replicate_for_data_parallel()
-    with pytest.raises(ValueError, match="nn.DataParallel is not supported: launch with torchrun or accelerate"):
+    with pytest.raises(
+        ValueError, match="nn.DataParallel is not supported: launch with torchrun or accelerate"
+    ):
         replica(**make_batch())
 
 
@@ -177,7 +217,9 @@ def test_merging_into_quantised_weights():
     layers = mtp.adapted_layers(model)
     name, layer = list(layers.items())[-1]
     layer.base.weight = nn.Parameter(layer.base.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=f"layer '{name}': merge.. needs floating-point weights, not torch.int8"):
+    with pytest.raises(
+        ValueError, match=f"layer '{name}': merge.. needs floating-point weights, not torch.int8"
+    ):
         mtp.merge(model)
     assert len(mtp.adapted_layers(model)) == len(layers)
 
@@ -222,9 +264,15 @@ def other_version(file):
 
 
 BAD_FILES = {
-    "truncated": (lambda f: f.write_bytes(f.read_bytes()[:1000]), "adapter.safetensors is truncated or not a"),
+    "truncated": (
+        lambda f: f.write_bytes(f.read_bytes()[:1000]),
+        "adapter.safetensors is truncated or not a",
+    ),
     "empty": (lambda f: f.write_bytes(b""), "is truncated or not a safetensors file"),
-    "foreign": (lambda f: safetensors.torch.save_file({"a": torch.ones(1)}, f), "is not an adapter that minitensorpoly"),
+    "foreign": (
+        lambda f: safetensors.torch.save_file({"a": torch.ones(1)}, f),
+        "is not an adapter that minitensorpoly",
+    ),
     "newer": (other_version, "has format version 99; this library reads up to 1"),
 }
 
@@ -241,7 +289,9 @@ def test_bad_adapter_file(name, tmp_path):
 
 
 def test_no_adapter_in_the_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="adapter.safetensors does not exist; give the folder that save"):
+    with pytest.raises(
+        FileNotFoundError, match="adapter.safetensors does not exist; give the folder that save"
+    ):
         mtp.load(make_t5(), tmp_path)
 
 
@@ -250,7 +300,9 @@ def test_loading_into_a_model_of_other_shapes_leaves_it_as_it_was(method, tmp_pa
     mtp.save(adapted_t5(method), tmp_path)
     for changes in ({"d_ff": 96}, {"num_layers": 1}):
         model, fresh = make_t5(**changes), make_t5(**changes)
-        with pytest.raises(ValueError, match="does not fit the model: the shape of .*(encoder|decoder).* is "):
+        with pytest.raises(
+            ValueError, match="does not fit the model: the shape of .*(encoder|decoder).* is "
+        ):
             mtp.load(model, tmp_path)
         assert type(model) is type(fresh) and model.state_dict().keys() == fresh.state_dict().keys()
 

@@ -55,11 +55,15 @@ def slow_factor(factor, method, weights):
         if method == "tensorpoly-2":
             mixed = [sum(weights[n, k] * leaves[n, k] for k in range(experts)) for n in range(order)]
             return torch.stack([product([leaf[r] for leaf in mixed]) for r in range(rank)])
-        return torch.stack([entangled(r, torch.ones(experts) if weights is None else weights[0]) for r in range(rank)])
+        return torch.stack(
+            [entangled(r, torch.ones(experts) if weights is None else weights[0]) for r in range(rank)]
+        )
     if weights is None:
         return factor.matrices[0]
     blocks = factor.matrices.chunk(len(weights), dim=-1)
-    return torch.cat([sum(w[k] * block[k] for k in range(len(w))) for w, block in zip(weights, blocks, strict=True)], -1)
+    return torch.cat(
+        [sum(w[k] * block[k] for k in range(len(w))) for w, block in zip(weights, blocks, strict=True)], -1
+    )
 
 
 @pytest.mark.parametrize(

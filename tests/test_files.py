@@ -116,7 +116,9 @@ def test_merged_model_equals_the_task_and_has_no_trace_of_an_adapter(method):
     assert merged is model
     torch.testing.assert_close(outputs(merged), expected, rtol=1e-3, atol=1e-4)
     assert type(merged) is T5ForConditionalGeneration
-    assert [(n, type(m)) for n, m in merged.named_modules()] == [(n, type(m)) for n, m in base.named_modules()]
+    assert [(n, type(m)) for n, m in merged.named_modules()] == [
+        (n, type(m)) for n, m in base.named_modules()
+    ]
     assert merged.state_dict().keys() == base.state_dict().keys()
     assert vars(merged).keys() == vars(base).keys()
     trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (merged, base)]

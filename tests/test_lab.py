@@ -81,7 +81,9 @@ def test_tokenizer_keeps_every_word():
     text = " ".join(tasks.VOCABULARY[3:])
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text + " </s>" and tokenizer.unk_token_id not in ids
-    assert ids[-1] == tokenizer.eos_token_id and tokenizer("dog zebra")["input_ids"][1] == tokenizer.unk_token_id
+    assert (
+        ids[-1] == tokenizer.eos_token_id and tokenizer("dog zebra")["input_ids"][1] == tokenizer.unk_token_id
+    )
 
 
 @pytest.mark.parametrize("width", [64, 256])
@@ -139,7 +141,9 @@ def test_exact_match_agrees_with_comparing_text(quick):
     data = tasks.make_dataset(split.train[:4], 8, seed=5)
     encoded = training.encode(data, tokenizer)
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "task_ids")}
-    written = tokenizer.batch_decode(model.eval().generate(**inputs, max_new_tokens=20), skip_special_tokens=True)
+    written = tokenizer.batch_decode(
+        model.eval().generate(**inputs, max_new_tokens=20), skip_special_tokens=True
+    )
     expected = [text.strip() == target for text, target in zip(written, data["target"], strict=True)]
     assert training.exact_match(model, encoded, batch_size=5).tolist() == expected
     single = tasks.make_pretraining_dataset(20, seed=3)  # a model that is right on some, and wrong on others
@@ -250,7 +254,11 @@ def test_a_run_in_another_process_equals_one_here(quick):
 
 
 def fake_record(run, score):
-    trials = [{"part": p, "shots": n, "lr": lr, "accuracy": {"24": score(lr)}} for (p, n), rates in run.few_shot for lr in rates]
+    trials = [
+        {"part": p, "shots": n, "lr": lr, "accuracy": {"24": score(lr)}}
+        for (p, n), rates in run.few_shot
+        for lr in rates
+    ]
     return dataclasses.asdict(run) | {
         "train": {str(i): score(run.lr) for i in range(24)},
         "few_shot": trials,
@@ -260,7 +268,9 @@ def fake_record(run, score):
 
 def test_search_finds_the_best_rate_and_goes_on_at_an_edge(monkeypatch, tmp_path):
     def execute_all(runs, *arguments):
-        return [fake_record(run, lambda lr: 1 - abs(torch.tensor(lr / best).log().item()) / 20) for run in runs]
+        return [
+            fake_record(run, lambda lr: 1 - abs(torch.tensor(lr / best).log().item()) / 20) for run in runs
+        ]
 
     monkeypatch.setattr(experiment, "execute_all", execute_all)
     for best in (3e-4, 1e-2, 1.0):
@@ -273,13 +283,16 @@ def test_search_finds_the_best_rate_and_goes_on_at_an_edge(monkeypatch, tmp_path
 
 
 def test_tables_give_means_and_students_intervals():
-    runs = [experiment.Run(64, a, split, seed, 0.1, few_shot=((("all", 8), (0.01,)),)) for a in ("LoRA", "Poly")
-            for split, seed in experiment.PAIRS[:3]]  # fmt: skip
-    values = iter([0.5, 0.6, 0.7, 0.9, 0.9, 0.9])
-    table = results.table([fake_record(run, lambda lr, value=next(values): value) for run in runs])
+    few_shot, values = ((("all", 8), (0.01,)),), [0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
+    cells = [(adapter, *pair) for adapter in ("LoRA", "Poly") for pair in experiment.PAIRS[:3]]
+    runs = [experiment.Run(64, *cell, lr=0.1, few_shot=few_shot) for cell in cells]
+    scores = [lambda lr, value=value: value for value in values]
+    table = results.table([fake_record(run, score) for run, score in zip(runs, scores, strict=True)])
     summary = results.summary(table, ["own tag", "transfer, 8 shots"])
     assert summary.loc[(64, "LoRA"), ("own tag", "mean")] == pytest.approx(60)
-    assert summary.loc[(64, "LoRA"), ("own tag", "±")] == pytest.approx(4.302653 * 10 / 3**0.5)  # t of 2 degrees
+    assert summary.loc[(64, "LoRA"), ("own tag", "±")] == pytest.approx(
+        4.302653 * 10 / 3**0.5
+    )  # t of 2 degrees
     assert results.formatted(summary).loc[(64, "Poly"), "transfer, 8 shots"] == "90.0 ± 0.0"
     difference, half = results.paired_difference(table, 64, "Poly", "LoRA", "train")
     assert difference == pytest.approx(30) and results.verdict(difference, half) == "higher"

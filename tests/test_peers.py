@@ -15,7 +15,9 @@ def copy_poly(model, other):
         heads = layer.A.n_splits
         with torch.no_grad():
             for value, target in ((layer.A.matrices, "poly_lora_A"), (layer.B.matrices, "poly_lora_B")):
-                blocks = value.unflatten(-1, (heads, -1)).permute(2, 0, 3, 1)  # (heads, skills, dim/heads, rank)
+                blocks = value.unflatten(-1, (heads, -1)).permute(
+                    2, 0, 3, 1
+                )  # (heads, skills, dim/heads, rank)
                 blocks = blocks if target == "poly_lora_A" else blocks.mT
                 getattr(theirs, target)["default"].copy_(blocks)
             logits = layer.router.logits.flatten(1)  # (tasks, heads * skills)
@@ -41,7 +43,9 @@ def test_poly_and_mhr_equal_pefts_poly(method, heads):
 
 def test_lora_equals_pefts_lora():
     model = adapted_t5("lora", alpha=8.0)
-    other = peft.get_peft_model(make_t5(), peft.LoraConfig(r=4, lora_alpha=8, target_modules=T5_LAYERS)).eval()
+    other = peft.get_peft_model(
+        make_t5(), peft.LoraConfig(r=4, lora_alpha=8, target_modules=T5_LAYERS)
+    ).eval()
     for name, layer in mtp.adapted_layers(model).items():
         theirs = other.get_submodule(f"base_model.model.{name}")
         with torch.no_grad():

@@ -24,7 +24,7 @@ def test_layer_equals_the_authors_layer(case):
     model = nn.Sequential(nn.Linear(case["in_features"], case["out_features"], dtype=torch.float64))
     layer = mtp.adapt(model, config)[0]
 
-    # The authors' matrices have the axes (heads, skills, in/heads, rank) and (heads, skills, rank, out/heads).
+    # The authors' A has the axes (heads, skills, in/heads, rank), their B (heads, skills, rank, out/heads).
     axes = {"A": (1, 3, 0, 2), "B": (1, 2, 0, 3)}
 
     def as_ours(name):

@@ -7,7 +7,10 @@ from common import METHODS, ROUTED, TENSOR, adapted_t5, make_batch, make_config,
 import minitensorpoly as mtp
 
 VARIANTS = [(m, {}) for m in METHODS] + [
-    (m, {"order": n, "normalize": normalize}) for m in TENSOR for n in (1, 3, 4) for normalize in (False, True)
+    (m, {"order": n, "normalize": normalize})
+    for m in TENSOR
+    for n in (1, 3, 4)
+    for normalize in (False, True)
 ]
 
 
@@ -72,7 +75,10 @@ def test_layers_of_a_group_share_one_router(method):
     layers = mtp.adapted_layers(model)
     routers = {name: layer.router for name, layer in layers.items()}
     assert len({id(router) for router in routers.values()}) == 2
-    assert routers["encoder.block.0.layer.0.SelfAttention.q"] is routers["encoder.block.1.layer.1.DenseReluDense.wi"]
+    assert (
+        routers["encoder.block.0.layer.0.SelfAttention.q"]
+        is routers["encoder.block.1.layer.1.DenseReluDense.wi"]
+    )
     logits = [name for name in mtp.adapter_parameters(model) if name.endswith("logits")]
     assert len(logits) == 2
     weights = mtp.routing_weights(model)

@@ -10,7 +10,17 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from common import METHODS, N_TASKS, ROUTED, adapted_linear, adapted_t5, make_batch, make_config, make_t5, randomize
+from common import (
+    METHODS,
+    N_TASKS,
+    ROUTED,
+    adapted_linear,
+    adapted_t5,
+    make_batch,
+    make_config,
+    make_t5,
+    randomize,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -140,7 +150,9 @@ def test_trainer_with_its_default_settings_equals_a_loop(method, tmp_path):
         optimizer.zero_grad()
     for name, parameter in mtp.adapter_parameters(model).items():
         torch.testing.assert_close(parameter, mtp.adapter_parameters(other)[name], rtol=1e-4, atol=1e-5)
-    assert trainer.evaluate(data)["eval_loss"] == pytest.approx(other.eval()(**make_batch(16)).loss.item(), rel=1e-3)
+    assert trainer.evaluate(data)["eval_loss"] == pytest.approx(
+        other.eval()(**make_batch(16)).loss.item(), rel=1e-3
+    )
 
 
 def test_interrupted_trainer_resumes_to_the_uninterrupted_result(tmp_path):
@@ -148,7 +160,12 @@ def test_interrupted_trainer_resumes_to_the_uninterrupted_result(tmp_path):
     for folder, stops in (("one", [4]), ("two", [2, 4])):
         for steps in stops:
             model = adapted_t5("tensorpoly-1")
-            options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": steps}
+            options = {
+                "save_strategy": "steps",
+                "save_steps": 2,
+                "lr_scheduler_type": "constant",
+                "max_steps": steps,
+            }
             arguments = TrainingArguments(**trainer_arguments(tmp_path / folder, **options))
             trainer = Trainer(model, arguments, train_dataset=data)
             trainer.train(resume_from_checkpoint=True if steps != stops[0] else None)
@@ -161,7 +178,10 @@ def test_interrupted_trainer_resumes_to_the_uninterrupted_result(tmp_path):
 def test_seq2seq_trainer_predicts_with_generate(method, tmp_path):
     data, model = make_dataset(8), adapted_t5(method)
     arguments = Seq2SeqTrainingArguments(
-        **trainer_arguments(tmp_path), predict_with_generate=True, generation_max_length=6, per_device_eval_batch_size=8
+        **trainer_arguments(tmp_path),
+        predict_with_generate=True,
+        generation_max_length=6,
+        per_device_eval_batch_size=8,
     )
     predicted = torch.tensor(Seq2SeqTrainer(model, arguments).predict(data).predictions)
     batch = make_batch(8)
@@ -179,12 +199,22 @@ def test_two_processes_train_like_one(launcher, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     two = {"torch.distributed.run": ["--nproc_per_node=2", f"--master_port={port}"]}.get(
-        launcher, ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", f"--main_process_port={port}"]
+        launcher,
+        [
+            "--cpu",
+            "--num_processes=2",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            f"--main_process_port={port}",
+        ],
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for arguments, file in ((["-m", launcher, *two], "two.pt"), ([], "one.pt")):
         subprocess.run(
-            [sys.executable, *arguments, str(SCRIPT), str(tmp_path / file)], env=environment, check=True, timeout=300
+            [sys.executable, *arguments, str(SCRIPT), str(tmp_path / file)],
+            env=environment,
+            check=True,
+            timeout=300,
         )
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == len(METHODS)
@@ -232,7 +262,9 @@ def test_model_moves_to_another_device(method):
     model = adapted_linear(method).to("meta")
     assert {p.device.type for p in model.parameters()} == {"meta"}
     x = torch.empty(3, 12, dtype=torch.float64, device="meta")
-    assert model(x, task_ids=torch.tensor([0, 4, 1])).device.type == "meta"  # ids on the host follow the inputs
+    assert (
+        model(x, task_ids=torch.tensor([0, 4, 1])).device.type == "meta"
+    )  # ids on the host follow the inputs
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -246,7 +278,9 @@ def test_compiled_model_has_no_graph_break_and_equals_the_eager_one(method):
     torch.testing.assert_close(output, expected)
     output.sum().backward()
     expected.sum().backward()
-    for (name, theirs), ours in zip(gradients(model).items(), gradients(compiled._orig_mod).values(), strict=True):
+    for (name, theirs), ours in zip(
+        gradients(model).items(), gradients(compiled._orig_mod).values(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
@@ -286,7 +320,9 @@ def test_choices_flattened_into_the_batch_keep_their_task():
     logits = model(input_ids=ids, task_ids=tasks).logits
     for row, task in enumerate(tasks.tolist()):
         merged = mtp.merge(copy.deepcopy(model), task=task)
-        torch.testing.assert_close(logits[row], merged(input_ids=ids[row, None]).logits[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            logits[row], merged(input_ids=ids[row, None]).logits[0], rtol=1e-4, atol=1e-5
+        )
 
 
 class NoSynchronisation(TorchDispatchMode):
@@ -312,7 +348,11 @@ def test_ids_may_be_a_list_and_any_integer_type():
     model = adapted_linear("poly")
     x = torch.randn(3, 12, dtype=torch.float64)
     expected = model(x, task_ids=torch.tensor([0, 1, 2]))
-    for ids in ([0, 1, 2], torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.uint8)):
+    for ids in (
+        [0, 1, 2],
+        torch.tensor([0, 1, 2], dtype=torch.int32),
+        torch.tensor([0, 1, 2], dtype=torch.uint8),
+    ):
         assert torch.equal(model(x, task_ids=ids), expected)
 
 

@@ -144,7 +144,8 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
 
     With part="routing" all held-out tasks are learned in one training: each has routing of its own
     and shares nothing that is trained, so none learns from another (only the clipping of gradients
-    sees them all). With part="all" each task gets a training of its own, from a fresh copy. A private adapter for a new task starts as a new LoRA.
+    sees them all). With part="all" each task gets a training of its own, from a fresh copy. A private
+    adapter for a new task starts as a new LoRA.
 
     Returns:
         Exact match of each held-out task.

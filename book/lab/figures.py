@@ -68,7 +68,7 @@ def bars(runs: pandas.DataFrame, columns: list[str], adapters: list[str], title:
 
 
 def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
-    """A column of accuracy against the adapter's trainable parameters, routing counted; a panel a width and column."""
+    """Accuracy against trainable parameters, routing counted: a row of panels a column, a panel a width."""
     widths = sorted(runs["width"].unique())
     figure, grid = plt.subplots(
         len(columns),
