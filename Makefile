@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := minitensorpoly tests book
-export OMP_NUM_THREADS = 1  # the tests and the laboratory run a process on each core
+# The tests and the laboratory run a process on each core.
+export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help

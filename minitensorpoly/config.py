@@ -41,7 +41,7 @@ class AdapterConfig:
         method: one of `lora`, `tlora`, `poly`, `mhr`, `tensorpoly-1`, `tensorpoly-2`.
         target_modules: regular expression; every module whose whole name matches is adapted.
         n_tasks: T, how many tasks there are; their ids are 0 … T - 1.
-        rank: r, rank of the update B^T A.
+        rank: r, rank of the update B A.
         alpha: the update is scaled by alpha / rank; None: by 1.
         dropout: probability of dropping an entry of the adapter's input in training.
         order: N, leaves in a tensor product (tensor methods; default 2).
@@ -106,7 +106,7 @@ class AdapterConfig:
 
     @property
     def scale(self) -> float:
-        """What the update B^T A x is multiplied by: alpha / rank."""
+        """What the update B A x is multiplied by: alpha / rank."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property

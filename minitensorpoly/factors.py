@@ -1,8 +1,8 @@
 """The two kinds of factor: parameters that become the factor A or B of a task.
 
-A factor of a task is a matrix of shape (rank, dim). A has dim = in_features, B has dim =
-out_features, and the update of a layer is B^T A. Every factor has the same three things: `forward`,
-`fill_` (random entries of a given variance) and `zero_` (entries of zero that still learn).
+A factor of a task is a matrix of shape (rank, dim): LoRA's A with dim = in_features, the transpose
+of LoRA's B with dim = out_features. Every factor has the same three things: `forward`, `fill_` (random
+entries of a given variance) and `zero_` (entries of zero that still learn).
 """
 
 import math

@@ -24,7 +24,7 @@ def is_transposed(module: nn.Module) -> bool:
 class AdaptedLinear(nn.Module):
     """A linear layer plus a low-rank update that depends on each example's task.
 
-        y = W x + (alpha / rank) B[τ]^T A[τ] x
+        y = W x + (alpha / rank) B[τ] A[τ] x        A[τ]: (rank, in)   B[τ]: (out, rank), as in LoRA
 
     The update starts at zero exactly, with A drawn at the variance of LoRA's Kaiming-uniform A.
 
@@ -54,22 +54,23 @@ class AdaptedLinear(nn.Module):
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
         if self.router is None:
-            A, B = self.A().to(x.dtype), self.B().to(x.dtype)  # (rank, in), (rank, out)
-            return y + self.scale * (self.dropout(x) @ A.mT) @ B
+            A, B = self.A().to(x.dtype), self.B().to(x.dtype).mT  # (rank, in), (out, rank)
+            return y + self.scale * (self.dropout(x) @ A.mT) @ B.mT
         rows = len(x)
         weights = self.router(self.context.rows(rows))  # (rows, splits, experts)
-        A, B = (factor(weights).to(x.dtype) for factor in (self.A, self.B))  # (rows, rank, in or out)
+        A = self.A(weights).to(x.dtype)  # (rows, rank, in)
+        B = self.B(weights).to(x.dtype).mT  # (rows, out, rank)
         hidden = torch.bmm(self.dropout(x).reshape(rows, -1, self.in_features), A.mT)  # (rows, tokens, rank)
-        # y + scale * hidden B, in one kernel
-        return torch.baddbmm(y.reshape(rows, -1, self.out_features), hidden, B, alpha=self.scale).view_as(y)
+        y_rows = y.reshape(rows, -1, self.out_features)
+        return torch.baddbmm(y_rows, hidden, B.mT, alpha=self.scale).view_as(y)
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:
-        """The ordinary LoRA that the method is for one task: A (rank, in) and B (rank, out)."""
+        """The ordinary LoRA that the method is for one task: A (rank, in) and B (out, rank)."""
         if self.router is None:
-            return self.A(), self.B()
+            return self.A(), self.B().mT
         weights = self.router.weights[task, None]  # (1, splits, experts)
-        return self.A(weights)[0], self.B(weights)[0]
+        return self.A(weights)[0], self.B(weights)[0].mT
 
     @property
     def weight(self) -> Tensor:

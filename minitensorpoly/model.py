@@ -328,10 +328,8 @@ def export_lora(model: nn.Module, task: int | None = None, *, folder: str | os.P
     tensors = {}
     for name, layer in layers.items():
         A, B = layer.lora(task)
-        tensors |= {
-            f"base_model.model.{name}.lora_A.weight": A,
-            f"base_model.model.{name}.lora_B.weight": B.mT,
-        }
+        prefix = f"base_model.model.{name}"
+        tensors |= {f"{prefix}.lora_A.weight": A, f"{prefix}.lora_B.weight": B}
     description = {
         "peft_type": "LORA",
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
@@ -371,7 +369,8 @@ def merge(model: nn.Module, task: int | None = None) -> nn.Module:
             )
     for layer in layers.values():
         A, B = layer.lora(task)
-        update = layer.scale * (A.mT @ B if is_transposed(layer.base) else B.mT @ A)
+        update = layer.scale * B @ A  # (out, in)
+        update = update.mT if is_transposed(layer.base) else update
         layer.base.weight = nn.Parameter((layer.weight + update).to(layer.weight.dtype))
     _remove_adapter(model)
     return model
