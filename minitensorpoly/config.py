@@ -100,7 +100,7 @@ class AdapterConfig:
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), lambda number: number > 0, "above 0")
         _check_pattern("target_modules", self.target_modules)
-        if self.share_routing and _check_pattern("share_routing", self.share_routing).groups != 1:
+        if self.share_routing is not None and _check_pattern("share_routing", self.share_routing).groups != 1:
             example = r"for instance '(encoder|decoder)\..*'"
             raise ValueError(f"share_routing={self.share_routing!r} must have exactly one group, {example}")
 

@@ -157,8 +157,7 @@ class TensorFactor(nn.Module):
 
     def _product(self, leaves: Tensor) -> Tensor:
         """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
-        if self.normalize:
-            leaves = [_normalized_product(pair) for pair in leaves.split(2)]
+        leaves = [_normalized_product(p) for p in leaves.split(2)] if self.normalize else leaves.unbind()
         return tensor_product(leaves)[..., : self.dim]
 
 

@@ -57,11 +57,12 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
         layers[id(linear)] = layer.train(linear.training)
-    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.__class__ = _with_task_ids(type(model))  # the last step that may fail, the first that changes
+    # A tied weight counts under each of its names: merge() may untie it.
+    trainable = frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
     model.requires_grad_(False)
     _replace(model, layers)
     model.adaptation = Adaptation(config, context, trainable)
-    model.__class__ = _with_task_ids(type(model))
     return model
 
 
@@ -290,8 +291,8 @@ def _read_config(description, file):
     """The AdapterConfig that `save` wrote, as JSON."""
     try:
         description = json.loads(description)
-        version, config = description["format_version"], description["config"]
-    except (TypeError, KeyError, json.JSONDecodeError):
+        version, config = int(description["format_version"]), description["config"]
+    except (TypeError, KeyError, ValueError):
         raise ValueError(f"{file} is not an adapter that minitensorpoly.save wrote") from None
     if version > FORMAT_VERSION:
         raise ValueError(f"{file} has format version {version}; this library reads up to {FORMAT_VERSION}")
@@ -389,5 +390,5 @@ def _remove_adapter(model):
     _replace(model, {id(layer): layer.base for layer in adapted_layers(model).values()})
     model.__class__ = type(model).__base__
     del model.adaptation
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in trainable)

@@ -7,10 +7,10 @@ import os
 import sys
 
 import torch
-from common import METHODS, adapted_t5, make_batch
 from torch.nn.parallel import DistributedDataParallel
 
 import minitensorpoly as mtp
+from common import METHODS, adapted_t5, make_batch
 
 
 def main(file):

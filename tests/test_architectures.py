@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from common import METHODS, make_config, randomize
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 import minitensorpoly as mtp
+from common import METHODS, make_config, randomize
 
 SMALL = {
     "vocab_size": 64,

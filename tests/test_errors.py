@@ -1,18 +1,43 @@
 """What bad input gets: an exception of the right type, a message that helps, and an unharmed model."""
 
+import copy
 import json
+from contextlib import contextmanager
 
 import pytest
 import safetensors.torch
 import torch
-from common import METHODS, ROUTED, adapted_t5, make_batch, make_config, make_t5
 from torch import nn
 
 import minitensorpoly as mtp
+from common import METHODS, ROUTED, adapted_t5, make_batch, make_config, make_t5
+from minitensorpoly.layer import AdaptedLinear
 
 
 def config(method="poly", target_modules=".*q", **options):
     return mtp.AdapterConfig(method, target_modules, **options)
+
+
+@contextmanager
+def left_as_it_was(model):
+    """Checks that a failed call changes no class, module, parameter, flag, attribute or output."""
+
+    def state():
+        batch = make_batch()
+        if not hasattr(model, "adaptation"):
+            del batch["task_ids"]
+        with torch.no_grad():
+            output = model(**batch).logits
+        flags = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
+        modules = [(name, type(module)) for name, module in model.named_modules()]
+        attributes = [*vars(model), copy.copy(getattr(model, "adaptation", None))]
+        return type(model), modules, flags, attributes, list(model.state_dict()), output
+
+    *before, output = state()
+    yield
+    *after, output_after = state()
+    assert after == before
+    assert torch.equal(output_after, output)
 
 
 BAD_CONFIGS = {
@@ -66,6 +91,19 @@ BAD_CONFIGS = {
         ValueError,
         r"target_modules='\(q' is not a regular expression",
     ),
+    "no count": (dict(rank=None), TypeError, "rank=None must be an integer, not NoneType"),
+    "text for a count": (dict(n_tasks="5"), TypeError, "n_tasks='5' must be an integer, not str"),
+    "fractional tensor_rank": (dict(method="tlora", tensor_rank=2.0), TypeError, "tensor_rank=2.0 must"),
+    "tensor_rank of MHR": (dict(method="mhr", tensor_rank=2), ValueError, "mhr has no tensor_rank; only"),
+    "heads of Poly": (dict(n_heads=2), ValueError, "poly has no n_heads; only mhr have"),
+    "skills of TensorPoly": (dict(method="tensorpoly-2", n_skills=2), ValueError, "has no n_skills; only"),
+    "noise of TLoRA": (dict(method="tlora", noise_temperature=1.0), ValueError, "has no noise_temperature"),
+    "dropout below zero": (dict(dropout=-0.1), ValueError, "dropout=-0.1 must be at least 0"),
+    "dropout not a number": (dict(dropout=float("nan")), ValueError, "dropout=nan must be at least 0"),
+    "broken routing groups": (dict(share_routing="(q"), ValueError, "share_routing='.q' is not a regular"),
+    "empty routing groups": (dict(share_routing=""), ValueError, "share_routing='' must have exactly one"),
+    "a number for groups": (dict(share_routing=0), TypeError, "share_routing=0 must be a regular"),
+    "two routing groups": (dict(share_routing="(.)(.*)"), ValueError, "must have exactly one group, for"),
     "group missing": (dict(share_routing=".*"), ValueError, "share_routing='.*' must have exactly one group"),
 }
 
@@ -78,6 +116,7 @@ def test_bad_configuration(name):
 
 
 BAD_TARGETS = {
+    "part of a name": (dict(target_modules="q"), r"matches no module; the nearest names are '.*\.q'"),
     "no match": (
         dict(target_modules=r".*(query|value)"),
         r"matches no module; the nearest names are 'encoder",
@@ -94,12 +133,29 @@ BAD_TARGETS = {
 @pytest.mark.parametrize("name", BAD_TARGETS)
 def test_bad_target_leaves_the_model_as_it_was(name):
     options, message = BAD_TARGETS[name]
-    model, fresh = make_t5(), make_t5()
+    model = make_t5()
     model.lm_head.requires_grad_(True)
-    with pytest.raises(ValueError, match=message):
+    with left_as_it_was(model), pytest.raises(ValueError, match=message):
         mtp.adapt(model, config(**options))
-    assert type(model) is type(fresh) and model.state_dict().keys() == fresh.state_dict().keys()
-    assert model.lm_head.weight.requires_grad
+
+
+def test_heads_that_do_not_divide_a_later_layer_leave_the_model_as_it_was():
+    model = make_t5(d_ff=50)  # 4 heads divide the 32 features of the layers before it
+    message = "layer 'encoder.block.0.*wi': n_heads=4 must divide the dimension 50"
+    with left_as_it_was(model), pytest.raises(ValueError, match=message):
+        mtp.adapt(model, make_config("mhr", n_heads=4))
+
+
+def test_model_whose_call_has_task_ids_of_its_own_is_left_as_it_was():
+    class Model(nn.Sequential):
+        def forward(self, x, task_ids=None):
+            return super().forward(x)
+
+    model = Model(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="task_ids"):
+        mtp.adapt(model, config(target_modules="0"))
+    assert type(model) is Model and type(model[0]) is nn.Linear and not hasattr(model, "adaptation")
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_nearest_names_are_those_that_end_alike():
@@ -111,15 +167,34 @@ def test_nearest_names_are_those_that_end_alike():
 
 def test_adapting_twice():
     model = adapted_t5("poly")
-    with pytest.raises(ValueError, match=r"adapted already: merge\(\) a task"):
+    with (
+        left_as_it_was(model),
+        pytest.raises(ValueError, match=r"adapted already: merge\(\) a task"),
+    ):
         mtp.adapt(model, config())
-    assert len(mtp.adapted_layers(model)) > 0
 
 
-@pytest.mark.parametrize("model", [nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2)])
-def test_layer_whose_weight_is_used_without_a_call(model):
-    with pytest.raises(ValueError, match="uses its weight without calling it"):
-        mtp.adapt(nn.Sequential(model), config(target_modules=r".*(out_proj|linear1)"))
+def test_adapting_a_model_with_an_adapted_part():
+    model = make_t5()
+    mtp.adapt(model.encoder, config(n_tasks=5))
+    with pytest.raises(ValueError, match="adapted already"):
+        mtp.adapt(model, config())
+    assert not hasattr(model, "adaptation")
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (nn.MultiheadAttention(8, 2), "out_proj"),
+        (nn.TransformerEncoderLayer(8, 2), "linear1"),
+        (nn.TransformerEncoderLayer(8, 2), "self_attn.out_proj"),
+    ],
+)
+def test_layer_whose_weight_is_used_without_a_call(model, name):
+    model, message = nn.Sequential(model), f"layer '0.{name}': .* uses its weight without calling it"
+    with pytest.raises(ValueError, match=message):
+        mtp.adapt(model, config(target_modules=f".*{name}"))
+    assert type(model) is nn.Sequential and type(model.get_submodule(f"0.{name}")) is not AdaptedLinear
 
 
 BAD_IDS = {
@@ -148,16 +223,18 @@ def test_bad_task_ids(name, call, method):
     batch["task_ids"] = None if ids is None else torch.tensor(ids)
     if call == "generate":
         del batch["labels"]
-    with pytest.raises(error, match=message.format(method=method)):
+    with left_as_it_was(model), pytest.raises(error, match=message.format(method=method)):
         (model if call == "forward" else model.generate)(**batch)
     assert model.adaptation.context.task_ids is None
 
 
-@pytest.mark.parametrize("method", ["lora", "tlora"])
-def test_methods_without_routing_check_ids_that_they_are_given(method):
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(ROUTED)))
+@pytest.mark.parametrize("name", sorted(set(BAD_IDS) - {"missing"}))
+def test_methods_without_routing_check_ids_that_they_are_given(name, method):
+    ids, error, message = BAD_IDS[name]
     model, batch = adapted_t5(method), make_batch()
-    batch["task_ids"] = torch.tensor([0, 1, 2, 7])
-    with pytest.raises(ValueError, match="task_ids contains 7"):
+    batch["task_ids"] = torch.tensor(ids)
+    with left_as_it_was(model), pytest.raises(error, match=message):
         model(**batch)
 
 
@@ -204,12 +281,20 @@ BAD_TASKS = {
 @pytest.mark.parametrize("name", BAD_TASKS)
 def test_bad_task_of_merge_and_export(name, method, tmp_path):
     task, error, message = BAD_TASKS[name]
-    model, batch = adapted_t5(method), make_batch()
-    before = model(**batch).logits
+    model = adapted_t5(method)
     for function in (mtp.merge, lambda model, task: mtp.export_lora(model, task, folder=tmp_path)):
-        with pytest.raises(error, match=message.format(method=method)):
+        with left_as_it_was(model), pytest.raises(error, match=message.format(method=method)):
             function(model, task)
-    assert torch.equal(model(**batch).logits, before) and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(ROUTED)))
+@pytest.mark.parametrize("name", sorted(set(BAD_TASKS) - {"missing"}))
+def test_methods_without_routing_check_a_task_that_they_are_given(name, method):
+    task, error, message = BAD_TASKS[name]
+    model = adapted_t5(method)
+    with left_as_it_was(model), pytest.raises(error, match=message):
+        mtp.merge(model, task)
 
 
 def test_merging_into_quantised_weights():
@@ -228,19 +313,27 @@ def test_merging_into_quantised_weights():
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_number_of_added_tasks(method, n, error):
     model = adapted_t5(method)
-    with pytest.raises(error, match=f"n={n} must be"):
+    with left_as_it_was(model), pytest.raises(error, match=f"n={n} must be"):
         mtp.add_tasks(model, n)
     assert model.adaptation.config.n_tasks == 5
 
 
-def test_unknown_part_to_train():
-    with pytest.raises(ValueError, match="part='router' must be 'routing' or 'all'"):
-        mtp.train_only(adapted_t5("poly"), "router")
-    with pytest.raises(ValueError, match="lora has no routing; train 'all'"):
-        mtp.train_only(adapted_t5("lora"), "routing")
+@pytest.mark.parametrize("method", METHODS)
+def test_unknown_part_to_train(method):
+    model = adapted_t5(method)
+    with (
+        left_as_it_was(model),
+        pytest.raises(ValueError, match="part='router' must be 'routing' or 'all'"),
+    ):
+        mtp.train_only(model, "router")
+    if method not in ROUTED:
+        with left_as_it_was(model), pytest.raises(ValueError, match=f"{method} has no routing; train 'all'"):
+            mtp.train_only(model, "routing")
 
 
 NEED_ADAPTER = {
+    "adapted_layers": lambda model, folder: mtp.adapted_layers(model),
+    "adapter_parameters": lambda model, folder: mtp.adapter_parameters(model),
     "save": lambda model, folder: mtp.save(model, folder),
     "export_lora": lambda model, folder: mtp.export_lora(model, 0, folder=folder),
     "merge": lambda model, folder: mtp.merge(model, 0),
@@ -253,14 +346,17 @@ NEED_ADAPTER = {
 
 @pytest.mark.parametrize("name", NEED_ADAPTER)
 def test_model_that_is_not_adapted(name, tmp_path):
-    with pytest.raises(ValueError, match="this T5ForConditionalGeneration is not adapted; call adapt"):
-        NEED_ADAPTER[name](make_t5(), tmp_path)
+    model, message = make_t5(), "this T5ForConditionalGeneration is not adapted; call adapt"
+    with left_as_it_was(model), pytest.raises(ValueError, match=message):
+        NEED_ADAPTER[name](model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def other_version(file):
-    metadata = {"format_version": 99, "config": {}}
-    safetensors.torch.save_file({"a": torch.ones(1)}, file, {"description": json.dumps(metadata)})
+def described(description):
+    """Damage: a safetensors file with another description."""
+    return lambda file: safetensors.torch.save_file(
+        {"a": torch.ones(1)}, file, {"description": json.dumps(description)}
+    )
 
 
 BAD_FILES = {
@@ -273,7 +369,12 @@ BAD_FILES = {
         lambda f: safetensors.torch.save_file({"a": torch.ones(1)}, f),
         "is not an adapter that minitensorpoly",
     ),
-    "newer": (other_version, "has format version 99; this library reads up to 1"),
+    "cut in the header": (lambda f: f.write_bytes(f.read_bytes()[:20]), "is truncated or not a"),
+    "pickled": (lambda f: torch.save({"a": torch.ones(1)}, f), "is truncated or not a safetensors file"),
+    "other description": (described([1, 2]), "is not an adapter that minitensorpoly"),
+    "version that is no number": (described({"format_version": "x", "config": {}}), "is not an adapter"),
+    "newer": (described({"format_version": 99, "config": {}}), "version 99; this library reads up to 1"),
+    "newer and unknown": (described({"format_version": 2, "config": {"new": 1}}), "format version 2"),
 }
 
 
@@ -282,37 +383,34 @@ def test_bad_adapter_file(name, tmp_path):
     damage, message = BAD_FILES[name]
     mtp.save(adapted_t5("poly"), tmp_path)
     damage(tmp_path / "adapter.safetensors")
-    model = make_t5()
-    with pytest.raises(ValueError, match=message):
+    model = make_t5().requires_grad_(True)
+    with left_as_it_was(model), pytest.raises(ValueError, match=message):
         mtp.load(model, tmp_path)
-    assert not hasattr(model, "adaptation") and type(model) is type(make_t5())
 
 
-def test_no_adapter_in_the_folder(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="adapter.safetensors does not exist; give the folder that save"
-    ):
-        mtp.load(make_t5(), tmp_path)
+@pytest.mark.parametrize("folder", [".", "missing"])
+def test_no_adapter_in_the_folder(folder, tmp_path):
+    model, message = make_t5(), "adapter.safetensors does not exist; give the folder that save"
+    with left_as_it_was(model), pytest.raises(FileNotFoundError, match=message):
+        mtp.load(model, tmp_path / folder)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_loading_into_a_model_of_other_shapes_leaves_it_as_it_was(method, tmp_path):
     mtp.save(adapted_t5(method), tmp_path)
     for changes in ({"d_ff": 96}, {"num_layers": 1}):
-        model, fresh = make_t5(**changes), make_t5(**changes)
-        with pytest.raises(
-            ValueError, match="does not fit the model: the shape of .*(encoder|decoder).* is "
-        ):
+        model = make_t5(**changes)
+        model.lm_head.requires_grad_(True)
+        message = "does not fit the model: the shape of .*(encoder|decoder).* is .* in the file and .* in"
+        with left_as_it_was(model), pytest.raises(ValueError, match=message):
             mtp.load(model, tmp_path)
-        assert type(model) is type(fresh) and model.state_dict().keys() == fresh.state_dict().keys()
 
 
 def test_loading_into_an_adapted_model(tmp_path):
     model = adapted_t5("poly")
     mtp.save(model, tmp_path)
-    with pytest.raises(ValueError, match="adapted already"):
+    with left_as_it_was(model), pytest.raises(ValueError, match="adapted already"):
         mtp.load(model, tmp_path)
-    assert len(mtp.adapted_layers(model)) > 0
 
 
 @pytest.mark.parametrize("method", METHODS)

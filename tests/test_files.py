@@ -8,10 +8,10 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from common import METHODS, ROUTED, adapted_t5, make_batch, make_config, make_t5, randomize
 from transformers import GPT2Config, GPT2LMHeadModel, T5ForConditionalGeneration
 
 import minitensorpoly as mtp
+from common import METHODS, ROUTED, adapted_t5, make_batch, make_config, make_t5, randomize
 
 
 def outputs(model, task=None):
@@ -22,6 +22,11 @@ def outputs(model, task=None):
         del batch["task_ids"]
     with torch.no_grad():
         return model(**batch).logits
+
+
+def trainable_names(model):
+    """Tied parameters under each of their names."""
+    return {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
 
 
 def make_gpt2():
@@ -46,17 +51,47 @@ def test_loaded_adapter_equals_the_saved_one_bit_for_bit(method, tmp_path):
 @pytest.mark.parametrize("method", ROUTED)
 def test_shared_routing_is_saved_once_and_loads(method, tmp_path):
     model = adapted_t5(method, share_routing="().*")
+    mtp.add_tasks(model, 2)
     mtp.save(model, tmp_path)
     saved = safetensors.torch.load_file(tmp_path / "adapter.safetensors")
     assert sum(name.endswith("logits") for name in saved) == 1
-    assert torch.equal(outputs(mtp.load(make_t5(), tmp_path)), outputs(model))
+    loaded = mtp.load(make_t5(), tmp_path)
+    assert torch.equal(outputs(loaded), outputs(model))
+    assert torch.equal(outputs(loaded, 6), outputs(model, 6))
+    assert len({id(layer.router) for layer in mtp.adapted_layers(loaded).values()}) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_adapter_of_a_base_of_another_dtype_loads(dtype, tmp_path):
-    model = randomize(mtp.adapt(make_t5().to(dtype), make_config("tensorpoly-2")))
+@pytest.mark.parametrize("method", METHODS)
+def test_adapter_of_a_base_of_another_dtype_loads(method, dtype, tmp_path):
+    model = randomize(mtp.adapt(make_t5().to(dtype), make_config(method)))
     mtp.save(model, tmp_path)
-    assert torch.equal(outputs(mtp.load(make_t5().to(dtype), tmp_path)), outputs(model))
+    loaded = mtp.load(make_t5().to(dtype), tmp_path)
+    assert torch.equal(outputs(loaded), outputs(model))
+    kept = torch.float64 if dtype == torch.float64 else torch.float32  # no step is lost in bfloat16
+    saved = safetensors.torch.load_file(tmp_path / "adapter.safetensors")
+    for name, parameter in mtp.adapter_parameters(loaded).items():
+        assert parameter.dtype == saved[name].dtype == kept
+
+
+def test_saved_options_come_back(tmp_path):
+    options = {"order": 3, "normalize": True, "alpha": 2.0, "dropout": 0.1, "noise_temperature": 0.5}
+    model = adapted_t5("tensorpoly-1", share_routing=r"(encoder|decoder)\..*", **options)
+    mtp.save(model, tmp_path)
+    loaded = mtp.load(make_t5(), tmp_path)
+    assert loaded.adaptation.config == model.adaptation.config
+    assert torch.equal(outputs(loaded), outputs(model))
+
+
+def test_first_save_that_is_interrupted_leaves_no_adapter(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda source, target: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mtp.save(adapted_t5("poly"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="adapter.safetensors does not exist"):
+        mtp.load(make_t5(), tmp_path)
+    mtp.save(adapted_t5("poly"), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
 
 
 def test_interrupted_save_leaves_the_old_adapter_readable(tmp_path, monkeypatch):
@@ -121,8 +156,7 @@ def test_merged_model_equals_the_task_and_has_no_trace_of_an_adapter(method):
     ]
     assert merged.state_dict().keys() == base.state_dict().keys()
     assert vars(merged).keys() == vars(base).keys()
-    trainable = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (merged, base)]
-    assert trainable[0] == trainable[1]
+    assert trainable_names(merged) == trainable_names(base) != set()
     mtp.adapt(merged, make_config(method))  # and it can be adapted again
 
 
@@ -133,14 +167,31 @@ def test_merging_in_float64_is_exact(method):
     torch.testing.assert_close(outputs(mtp.merge(model, task=1)), expected, rtol=1e-9, atol=1e-11)
 
 
-def test_merging_a_tied_weight_leaves_the_embedding_alone():
-    model = randomize(mtp.adapt(make_t5(), make_config("poly", target_modules="lm_head")))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+def test_merging_a_tied_weight_leaves_the_embedding_alone(trainable, method):
+    base = make_t5().requires_grad_(trainable)
+    names = trainable_names(base)
+    model = randomize(mtp.adapt(base, make_config(method, target_modules="lm_head")))
+    assert trainable_names(model) == set(mtp.adapter_parameters(model))
     embedding = model.shared.weight.clone()
     assert model.lm_head.weight is model.shared.weight
     expected = outputs(model, 2)
     mtp.merge(model, task=2)
     assert torch.equal(model.shared.weight, embedding)
+    assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight is model.shared.weight
+    assert trainable_names(model) == names
     torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_merged_and_exported_task_of_shared_routing(method, tmp_path):
+    model = adapted_t5(method, share_routing="().*", noise_temperature=1.0, dropout=0.5)
+    expected = outputs(model, 3)
+    mtp.export_lora(model.train(), task=3, folder=tmp_path)  # in training, yet without noise
+    loaded = peft.PeftModel.from_pretrained(make_t5(), tmp_path).eval()
+    torch.testing.assert_close(outputs(loaded), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outputs(mtp.merge(model, task=3).eval()), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -148,10 +199,9 @@ def test_exported_task_loads_in_peft(method, tmp_path):
     model = adapted_t5(method, alpha=2.0)
     mtp.export_lora(model, task=3, folder=tmp_path)
     loaded = peft.PeftModel.from_pretrained(make_t5(), tmp_path).eval()
-    batch = make_batch()
-    del batch["task_ids"]
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**batch).logits, outputs(model, 3), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outputs(loaded), outputs(model, 3), rtol=1e-3, atol=1e-4)
+    if method in ROUTED:
+        assert not torch.allclose(outputs(model, 2), outputs(model, 3), atol=0.01)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -166,6 +216,12 @@ def test_exported_and_merged_task_of_conv1d_layers(method, tmp_path):
         torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
         merged = mtp.merge(model, task=4)
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
+    base = make_gpt2()
+    assert [(n, type(m)) for n, m in merged.named_modules()] == [
+        (n, type(m)) for n, m in base.named_modules()
+    ]
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (merged, base)]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("method", ["lora", "tlora"])

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from lab import backbone, experiment, methods, results, tasks, training
 
 import minitensorpoly as mtp
+from lab import backbone, experiment, methods, results, tasks, training
 
 CAT = tasks.Sentence(("big", "old"), ("cat", "teacher"), "see", "today")
 RENDERED = {

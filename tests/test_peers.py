@@ -3,9 +3,10 @@
 import peft
 import pytest
 import torch
-from common import T5_LAYERS, adapted_t5, make_batch, make_config, make_t5, randomize
+from peft.tuners.poly.router import PolyRouter
 
 import minitensorpoly as mtp
+from common import T5_LAYERS, adapted_t5, make_batch, make_config, make_t5, randomize
 
 
 def copy_poly(model, other):
@@ -15,20 +16,28 @@ def copy_poly(model, other):
         heads = layer.A.n_splits
         with torch.no_grad():
             for value, target in ((layer.A.matrices, "poly_lora_A"), (layer.B.matrices, "poly_lora_B")):
-                blocks = value.unflatten(-1, (heads, -1)).permute(
-                    2, 0, 3, 1
-                )  # (heads, skills, dim/heads, rank)
+                # PEFT's A has the axes (heads, skills, dim/heads, rank), its B the last two swapped.
+                blocks = value.unflatten(-1, (heads, -1)).permute(2, 0, 3, 1)
                 blocks = blocks if target == "poly_lora_A" else blocks.mT
                 getattr(theirs, target)["default"].copy_(blocks)
             logits = layer.router.logits.flatten(1)  # (tasks, heads * skills)
             theirs.poly_router["default"].module_logits.copy_(logits)
 
 
+def without_noise(other):
+    """Keeps PEFT's routers in evaluation: in training they draw noise, whatever the configuration."""
+    for module in other.modules():
+        if isinstance(module, PolyRouter):
+            module.eval()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("method, heads", [("poly", 1), ("mhr", 4)])
-def test_poly_and_mhr_equal_pefts_poly(method, heads):
-    model = adapted_t5(method, alpha=1.0)
+def test_poly_and_mhr_equal_pefts_poly(method, heads, training):
+    model = adapted_t5(method, alpha=1.0).train(training)
     config = peft.PolyConfig(r=4, n_tasks=5, n_skills=3, n_splits=heads, target_modules=T5_LAYERS)
-    other = peft.get_peft_model(make_t5(), config).eval()
+    other = peft.get_peft_model(make_t5(), config).train(training)
+    without_noise(other)
     copy_poly(model, other)
     batch = make_batch()
     ours, theirs = model(**batch), other.base_model(**batch)
@@ -36,16 +45,23 @@ def test_poly_and_mhr_equal_pefts_poly(method, heads):
     ours.loss.backward()
     theirs.loss.backward()
     for name, layer in mtp.adapted_layers(model).items():
-        router = other.get_submodule(f"base_model.model.{name}").poly_router["default"]
-        gradient = router.module_logits.grad.view_as(layer.router.logits)
-        torch.testing.assert_close(layer.router.logits.grad, gradient, rtol=1e-3, atol=1e-6)
+        their_layer = other.get_submodule(f"base_model.model.{name}")
+        pairs = [
+            (layer.router.logits, their_layer.poly_router["default"].module_logits.grad),
+            (layer.A.matrices, their_layer.poly_lora_A["default"].grad.permute(1, 3, 0, 2)),
+            (layer.B.matrices, their_layer.poly_lora_B["default"].grad.permute(1, 2, 0, 3)),
+        ]
+        for parameter, expected in pairs:
+            gradient = expected.reshape(parameter.shape)
+            assert gradient.abs().max() > 0
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_lora_equals_pefts_lora():
-    model = adapted_t5("lora", alpha=8.0)
-    other = peft.get_peft_model(
-        make_t5(), peft.LoraConfig(r=4, lora_alpha=8, target_modules=T5_LAYERS)
-    ).eval()
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_lora_equals_pefts_lora(training):
+    model = adapted_t5("lora", alpha=8.0).train(training)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=T5_LAYERS)
+    other = peft.get_peft_model(make_t5(), config).train(training)
     for name, layer in mtp.adapted_layers(model).items():
         theirs = other.get_submodule(f"base_model.model.{name}")
         with torch.no_grad():
@@ -59,8 +75,12 @@ def test_lora_equals_pefts_lora():
     ours.loss.backward()
     theirs.loss.backward()
     for name, layer in mtp.adapted_layers(model).items():
-        gradient = other.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.grad
-        torch.testing.assert_close(layer.A.matrices.grad[0], gradient, rtol=1e-3, atol=1e-6)
+        theirs = other.get_submodule(f"base_model.model.{name}")
+        for ours, expected in (
+            (layer.A.matrices.grad[0], theirs.lora_A["default"].weight.grad),
+            (layer.B.matrices.grad[0].T, theirs.lora_B["default"].weight.grad),
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
@@ -75,4 +95,25 @@ def test_noise_draws_from_the_relaxed_bernoulli_distribution(temperature):
     theirs = samples / samples.sum(-1, keepdim=True)
     quantiles = torch.linspace(0.1, 0.9, 9)
     assert (ours.detach().quantile(quantiles, 0) - theirs.quantile(quantiles, 0)).abs().max() < 0.02
+    ours, theirs = (torch.corrcoef(w[:, 0].detach().T) for w in (ours, theirs))
+    assert (ours - theirs).abs().max() < 0.03  # each expert draws on its own
     assert torch.equal(router.eval()(ids[:2]), router.weights[[0, 0]])  # none in evaluation
+
+
+@pytest.mark.parametrize("method, heads", [("poly", 1), ("mhr", 4)])
+def test_noise_at_temperature_1_is_distributed_as_pefts(method, heads):
+    model = adapted_t5(method, noise_temperature=1.0)
+    config = peft.PolyConfig(r=4, n_tasks=5, n_skills=3, n_splits=heads, target_modules=T5_LAYERS)
+    other = peft.get_peft_model(make_t5(), config)
+    copy_poly(model, other)
+    name, layer = next(iter(mtp.adapted_layers(model).items()))
+    their_router = other.get_submodule(f"base_model.model.{name}").poly_router["default"].train()
+    torch.manual_seed(0)
+    for task in (0, 4):
+        ids = torch.full((10_000,), task)
+        with torch.no_grad():
+            ours, theirs = layer.router.train()(ids), their_router(ids, input_ids=None)
+        quantiles = torch.linspace(0.1, 0.9, 9)
+        difference = ours.quantile(quantiles, 0) - theirs.view_as(ours).quantile(quantiles, 0)
+        assert difference.abs().max() < 0.03
+        assert ours.std(0).min() > 0.1  # a fresh sample for each row

@@ -11,9 +11,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
 from common import T5, make_t5
 from lab import backbone
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))

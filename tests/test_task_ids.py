@@ -10,17 +10,6 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from common import (
-    METHODS,
-    N_TASKS,
-    ROUTED,
-    adapted_linear,
-    adapted_t5,
-    make_batch,
-    make_config,
-    make_t5,
-    randomize,
-)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -33,6 +22,17 @@ from transformers import (
 )
 
 import minitensorpoly as mtp
+from common import (
+    METHODS,
+    N_TASKS,
+    ROUTED,
+    adapted_linear,
+    adapted_t5,
+    make_batch,
+    make_config,
+    make_t5,
+    randomize,
+)
 
 GENERATION = {
     "greedy": {},

@@ -325,7 +325,9 @@ def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, w
     return records, chosen
 
 
-def final_runs(width: int, chosen: dict, pairs, adapters: list[str], both_parts: bool = True) -> list[Run]:
+def final_runs(
+    width: int, chosen: dict, pairs, adapters: list[str], both_parts: bool = True, shots: tuple = SHOTS
+) -> list[Run]:
     """The runs that are reported: every adapter at its chosen rates, on every pair of split and seed.
 
     Args:
@@ -335,13 +337,14 @@ def final_runs(width: int, chosen: dict, pairs, adapters: list[str], both_parts:
         adapters: keys of `methods.ADAPTERS`.
         both_parts: transfer by routing alone and by everything; otherwise by everything only where
             there is no routing to learn.
+        shots: examples of each held-out task.
     """
     runs = []
     for (split, seed), adapter in itertools.product(pairs, adapters):
         rates = chosen[adapter]
         run = Run(width, adapter, split, seed, rates["lr"], keep_routing=(split, seed) == pairs[0])
         parts = run.parts if both_parts else run.parts[:1]
-        few_shot = tuple(((part, n), (rates[part],)) for part in parts for n in SHOTS)
+        few_shot = tuple(((part, n), (rates[part],)) for part in parts for n in shots)
         runs.append(dataclasses.replace(run, few_shot=few_shot))
     return runs
 

@@ -99,6 +99,7 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
                     textcoords="offset points",
                     fontsize=7,
                 )
+            axes.set_ylim(0, 104)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))

@@ -28,6 +28,7 @@ nurse nurses person|singer singers person|car cars vehicle|bus buses vehicle|tra
 boat boats vehicle|truck trucks vehicle|bike bikes vehicle"""
 NOUNS = {n: (p, c) for n, p, c in (row.split() for row in _NOUNS.replace("\n", "|").split("|"))}
 CATEGORY_PLURALS = {"animal": "animals", "person": "people", "vehicle": "vehicles"}
+PLURALS = {noun: plural for noun, (plural, _) in NOUNS.items()} | CATEGORY_PLURALS
 # verb: third person singular, past
 VERBS = {
     v: (s, p)
@@ -103,11 +104,10 @@ class Sentence:
             adjectives, nouns = adjectives[::-1], nouns[::-1]
         if "opposite" in skills:
             adjectives = [OPPOSITES[a] for a in adjectives]
-        plurals = {noun: plural for noun, (plural, _) in NOUNS.items()} | CATEGORY_PLURALS
         if "category" in skills:
             nouns = [NOUNS[n][1] for n in nouns]
         if "plural" in skills:
-            nouns = [plurals[n] for n in nouns]
+            nouns = [PLURALS[n] for n in nouns]
         subject, object_ = (f"the {a} {n}" for a, n in zip(adjectives, nouns, strict=True))
         singular, past = VERBS[self.verb]
         auxiliary = "did" if "past" in skills else "do" if "plural" in skills else "does"
