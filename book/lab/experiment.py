@@ -12,6 +12,7 @@ import argparse
 import copy
 import dataclasses
 import datetime
+import functools
 import hashlib
 import itertools
 import json
@@ -31,7 +32,7 @@ from tqdm import tqdm
 import minitensorpoly as mtp
 
 from . import methods, tasks
-from .backbone import load_backbone
+from .backbone import load_backbone, make_tokenizer
 from .training import by_task, encode, exact_match, select, train
 
 BOOK = Path(__file__).parent.parent
@@ -97,8 +98,8 @@ def execute(run: Run) -> dict:
         the held-out tasks by part, shots and learning rate; JSON can hold all of it.
     """
     start = time.perf_counter()
-    model, tokenizer, split = multi_task(run)
-    test = encode(tasks.make_dataset(split.train, N_TEST, f"test {run.seed}", run.named), tokenizer)
+    model, _, split = multi_task(run)
+    test = examples(split.train, N_TEST, f"test {run.seed}", run.named)
     record = dataclasses.asdict(run) | {
         "parameters": methods.count_parameters(model),
         "train": by_task(exact_match(model, test), test["task_ids"]),
@@ -114,12 +115,18 @@ def execute(run: Run) -> dict:
             "part": part,
             "shots": shots,
             "lr": lr,
-            "accuracy": transfer(model, tokenizer, run, split, part, shots, lr),
+            "accuracy": transfer(model, run, split, part, shots, lr),
         }
         for (part, shots), rates in run.few_shot
         for lr in rates
     ]
     return record | {"seconds": time.perf_counter() - start}
+
+
+@functools.lru_cache(maxsize=8)  # the runs of one process often share a split and a seed
+def examples(of: tuple[tasks.Task, ...], n_examples: int, seed: str, named: bool = False, first_id: int = 0):
+    """Tokenised sentences of tasks; the arguments are those of `tasks.make_dataset`."""
+    return encode(tasks.make_dataset(of, n_examples, seed, named, first_id), make_tokenizer())
 
 
 def multi_task(run: Run, progress: str | None = None):
@@ -132,14 +139,14 @@ def multi_task(run: Run, progress: str | None = None):
     split = tasks.make_split(run.split)
     model, tokenizer = load_backbone(run.width)
     methods.adapt(model, run.adapter, len(split.train))
-    data = encode(tasks.make_dataset(split.train, N_TRAIN, f"train {run.seed}", run.named), tokenizer)
+    data = examples(split.train, N_TRAIN, f"train {run.seed}", run.named)
     budget = BUDGET[run.width]
     steps = budget["steps"] * run.longer
     train(model, data, steps, run.lr, ROUTER_LR, budget["batch_size"], run.seed, progress)
     return model, tokenizer, split
 
 
-def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float) -> dict[int, float]:
+def transfer(model, run: Run, split, part: str, shots: int, lr: float) -> dict[int, float]:
     """Few-shot transfer of a trained model to the held-out tasks; the model stays as it was.
 
     With part="routing" all held-out tasks are learned in one training: each has routing of its own
@@ -151,11 +158,8 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
         Exact match of each held-out task.
     """
     n_train, n_new = len(split.train), len(split.held_out)
-    arguments = {"named": run.named, "first_id": n_train}
-    examples = encode(
-        tasks.make_dataset(split.held_out, shots, f"few-shot {run.seed}", **arguments), tokenizer
-    )
-    test = encode(tasks.make_dataset(split.held_out, N_TEST, f"test {run.seed}", **arguments), tokenizer)
+    few = examples(split.held_out, shots, f"few-shot {run.seed}", run.named, first_id=n_train)
+    test = examples(split.held_out, N_TEST, f"test {run.seed}", run.named, first_id=n_train)
     accuracy = {}
     groups = [range(n_new)] if part == "routing" else [[i] for i in range(n_new)]
     for group in groups:
@@ -169,12 +173,12 @@ def transfer(model, tokenizer, run: Run, split, part: str, shots: int, lr: float
             learner = copy.deepcopy(model)
             mtp.add_tasks(learner, n_new)
             mtp.train_only(learner, part)
-        rows = torch.isin(examples["task_ids"], torch.tensor(group) + n_train)
+        rows = torch.isin(few["task_ids"], torch.tensor(group) + n_train)
         router_lr = lr if part == "routing" else ROUTER_LR
         batch_size = 32 if part == "routing" else min(shots, 16)
         train(
             learner,
-            select(examples, rows),
+            select(few, rows),
             FEW_SHOT_STEPS[part],
             lr,
             router_lr,
