@@ -42,9 +42,12 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         The same model.
 
     Raises:
+        TypeError: config is not an AdapterConfig.
         ValueError: no module matches, a matching module cannot be adapted, the model is adapted
             already, or n_heads divides not every dimension. The model is left as it was.
     """
+    if not isinstance(config, AdapterConfig):
+        raise TypeError(f"config={config!r} must be an AdapterConfig, not {type(config).__name__}")
     if any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise ValueError("the model is adapted already: merge() a task into it, or take a fresh base model")
     context, routers, layers = TaskContext(), {None: None}, {}
@@ -296,6 +299,9 @@ def _read_config(description, file):
         raise ValueError(f"{file} is not an adapter that minitensorpoly.save wrote") from None
     if version > FORMAT_VERSION:
         raise ValueError(f"{file} has format version {version}; this library reads up to {FORMAT_VERSION}")
+    unknown = set(config) - {field.name for field in dataclasses.fields(AdapterConfig)}
+    if unknown:
+        raise ValueError(f"{file} has options that this library does not know: {', '.join(sorted(unknown))}")
     return AdapterConfig(**config)
 
 

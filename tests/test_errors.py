@@ -165,6 +165,15 @@ def test_nearest_names_are_those_that_end_alike():
     assert {name.rpartition(".")[2] for name in nearest[:2]} == {"q", "v"} and len(nearest) == 4
 
 
+def test_a_method_in_place_of_a_configuration():
+    model = make_t5()
+    with (
+        left_as_it_was(model),
+        pytest.raises(TypeError, match="config='poly' must be an AdapterConfig, not str"),
+    ):
+        mtp.adapt(model, "poly")
+
+
 def test_adapting_twice():
     model = adapted_t5("poly")
     with (
@@ -374,6 +383,7 @@ BAD_FILES = {
     "other description": (described([1, 2]), "is not an adapter that minitensorpoly"),
     "version that is no number": (described({"format_version": "x", "config": {}}), "is not an adapter"),
     "newer": (described({"format_version": 99, "config": {}}), "version 99; this library reads up to 1"),
+    "unknown option": (described({"format_version": 1, "config": {"new": 1}}), "does not know: new"),
     "newer and unknown": (described({"format_version": 2, "config": {"new": 1}}), "format version 2"),
 }
 
