@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := minitensorpoly tests book
+IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/weights/*/* book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
@@ -23,8 +24,13 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
-book: $(READY)  ## execute the chapters and build the website
-	$(BIN)/jupyter-book build --warningiserror --keep-going .
+# The cache compares the cells of a chapter, not what they import.
+_build/.current: $(READY) $(IMPORTED)
+	@rm -rf _build/html _build/.doctrees _build/.jupyter_cache && mkdir -p _build && touch $@
+
+book: _build/.current  ## execute the chapters and build the website
+	@# Sphinx would not read a page again whose warnings have failed one build.
+	$(BIN)/jupyter-book build --warningiserror --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The website is at $(CURDIR)/_build/html/index.html"
 
 test: lint  ## lint, run the tests, and run every notebook as a test

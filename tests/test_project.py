@@ -98,9 +98,24 @@ def test_every_requirement_is_pinned_exactly():
     assert len(names) == len(set(names))
 
 
+def test_versions_are_pinned_in_no_other_file():
+    pattern = re.compile(r"[A-Za-z]==\d+\.\d")
+    for file in tracked_files():
+        exempt = file.name in ("requirements.txt", "test_project.py")
+        if not exempt and file.suffix not in (".safetensors", ".png"):
+            assert not pattern.search(file.read_text()), file
+
+
+def pages_of(entry):
+    """Every page that an entry of the table of contents names, those below it included."""
+    below = [part for key in ("parts", "chapters", "sections") for part in entry.get(key, [])]
+    own = [entry[key] for key in ("root", "file") if key in entry]
+    return own + [page for part in below for page in pages_of(part)]
+
+
 def test_every_page_of_the_table_of_contents_exists():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [contents["root"], *(chapter["file"] for chapter in contents["chapters"])]
+    pages = pages_of(contents)
     for page in pages:
         assert any((ROOT / f"{page}{ending}").exists() for ending in (".md", ".ipynb")), page
     assert {f"book/{path.stem}" for path in NOTEBOOKS} <= set(pages)
