@@ -3,6 +3,7 @@
 Started by `test_task_ids.py`, by itself, under torchrun and under accelerate launch.
 """
 
+import gc
 import os
 import sys
 
@@ -13,24 +14,29 @@ import minitensorpoly as mtp
 from common import METHODS, adapted_t5, make_batch
 
 
+def train(method, rank, size):
+    model = adapted_t5(method).train()
+    parallel = DistributedDataParallel(model) if size > 1 else model
+    optimizer = torch.optim.SGD(mtp.parameter_groups(model, lr=0.05, router_lr=0.5))
+    for step in range(3):
+        share = {name: column.chunk(size)[rank] for name, column in make_batch(rows=8, seed=step).items()}
+        parallel(**share).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach() for name, p in mtp.adapter_parameters(model).items()}
+
+
 def main(file):
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size > 1:
         torch.distributed.init_process_group("gloo")
-    trained = {}
-    for method in METHODS:
-        model = adapted_t5(method).train()
-        parallel = DistributedDataParallel(model) if size > 1 else model
-        optimizer = torch.optim.SGD(mtp.parameter_groups(model, lr=0.05, router_lr=0.5))
-        for step in range(3):
-            share = {name: column.chunk(size)[rank] for name, column in make_batch(rows=8, seed=step).items()}
-            parallel(**share).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        trained[method] = {name: p.detach() for name, p in mtp.adapter_parameters(model).items()}
+    trained = {method: train(method, rank, size) for method in METHODS}
     if rank == 0:
         torch.save(trained, file)
     if size > 1:
+        # A DDP model that outlives its process group may wait for gloo's thread at the exit, holding
+        # the interpreter's lock that this thread waits for: let go of every DDP model first.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
