@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy
 import pandas
+from cycler import cycler
 from matplotlib import ticker
 
 from . import results
@@ -28,6 +29,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
     "axes.titlesize": "medium",
+    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#000000"]),
     "font.size": 10,
     "figure.constrained_layout.use": True,
 }

@@ -28,18 +28,19 @@ SIZES = {
 ADAPTERS = EQUAL_SIZE | {PRIVATE: {"method": "poly", "rank": 1}} | SIZES
 
 
-def adapt(model, name: str, n_tasks: int):
+def adapt(model, name: str, n_tasks: int, **changes):
     """Adapts a backbone, in place, by one of the named adapters.
 
     Args:
         model: the backbone.
         name: a key of `ADAPTERS`.
         n_tasks: number of training tasks.
+        changes: options of `AdapterConfig` that replace or complete those of the adapter.
 
     Returns:
         The same model.
     """
-    options = dict(ADAPTERS[name])
+    options = ADAPTERS[name] | changes
     if name == PRIVATE:
         options["n_skills"] = n_tasks
     mtp.adapt(model, mtp.AdapterConfig(target_modules=TARGET_MODULES, n_tasks=n_tasks, **options))

@@ -1,5 +1,7 @@
 """Training and evaluation on the benchmark: the few lines that all experiments share."""
 
+from collections.abc import Callable
+
 import datasets
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,7 @@ def train(
     batch_size: int = 64,
     seed: int = 0,
     progress: str | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Trains whatever is trainable in an adapted model, with Adam, warm-up and linear decay.
 
@@ -49,6 +52,7 @@ def train(
         batch_size: rows in a batch.
         seed: of the order of examples.
         progress: title of a progress bar; None: no bar.
+        on_step: called before each step with its number, to look at the model as it learns.
 
     Returns:
         The loss of every step.
@@ -62,7 +66,9 @@ def train(
     )
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    for _ in tqdm(range(steps), desc=progress, disable=progress is None):
+    for step in tqdm(range(steps), desc=progress, disable=progress is None):
+        if on_step is not None:
+            on_step(step)
         rows = torch.randint(len(data["task_ids"]), (batch_size,), generator=generator)
         loss = model(**select(data, rows)).loss
         optimizer.zero_grad()
