@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format lab backbones clean
+.PHONY: help book test lint format lab chapters backbones clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,8 +35,8 @@ book: _build/.current  ## execute the chapters and build the website
 
 test: lint  ## lint, run the tests, and run every notebook as a test
 	$(BIN)/python -m pytest -q --numprocesses auto
-	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 1800 \
-	  --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --nbval-lax --nbval-current-env \
+	  --nbval-cell-timeout 1800 --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check $(SOURCES)
@@ -48,6 +48,9 @@ format: $(READY)  ## mend style
 
 lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 	cd book && ../$(BIN)/python -m lab.experiment
+
+chapters: $(READY)  ## execute the notebooks in place, after a change, and record their cost
+	cd book && ../$(BIN)/python -m lab.execute
 
 backbones: $(READY)  ## pretrain the backbones again: book/lab/weights
 	cd book && ../$(BIN)/python -m lab.backbone --width 64 && ../$(BIN)/python -m lab.backbone --width 256
