@@ -153,6 +153,22 @@ def test_exact_match_agrees_with_comparing_text(quick):
     assert not matches[::2].any() and matches[1::2].float().mean() > 0.9
 
 
+def test_gradient_cosines_equal_autograds():
+    torch.manual_seed(0)
+    model, tokenizer = backbone.load_backbone(64)
+    methods.adapt(model, "Poly", 3)
+    data = training.encode(tasks.make_dataset(tasks.make_split(1).train[:3], 4, seed=0), tokenizer)
+    cosines = training.gradient_cosines(model, data, tasks=3, rows=4)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    losses = [model(**training.select(data, data["task_ids"] == task)).loss for task in range(3)]
+    vectors = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses]
+    for i in range(3):
+        for j in range(3):
+            expected = torch.nn.functional.cosine_similarity(vectors[i], vectors[j], dim=0)
+            torch.testing.assert_close(cosines[i, j], expected)
+    assert all(p.grad is None for p in parameters)
+
+
 @torch.no_grad()
 def test_private_adapters_share_nothing():
     model = methods.adapt(backbone.load_backbone(64)[0], methods.PRIVATE, n_tasks=4)

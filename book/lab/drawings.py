@@ -286,3 +286,47 @@ def correlation_over_time(steps, values, chance: float, title: str):
     axes.set_ylim(-0.3, 1)
     axes.set_title(title)
     return figure
+
+
+def gradient_angles(cosines):
+    """Two gradients of equal length at several angles, and the step that their mean makes.
+
+    Args:
+        cosines: of the angles, one a panel.
+    """
+    figure, grid = plt.subplots(1, len(cosines), figsize=(7.2, 2.5))
+    for axes, cosine in zip(grid, cosines, strict=True):
+        half = numpy.arccos(cosine) / 2
+        ends = [(numpy.sin(s * half), numpy.cos(half)) for s in (-1, 1)]
+        mean = (0, numpy.cos(half))
+        for end, color in zip(ends, (BLUE, ORANGE), strict=True):
+            axes.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2})
+        axes.annotate("", mean, (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 2})
+        axes.set_title(f"cosine {cosine:g}\nmean {mean[1]:.2f} as long", fontsize=9, loc="center")
+        axes.set_xlim(-1.1, 1.1)
+        axes.set_ylim(-0.1, 1.1)
+        axes.set_aspect("equal")
+        _empty_axes(axes)
+    handles = [plt.Line2D([], [], color=c, lw=2) for c in (BLUE, ORANGE, "black")]
+    figure.legend(handles, ["one task", "another", "their mean"], loc="outside right center", frameon=False)
+    return figure
+
+
+def pairs_by_kind(values: dict, title: str, xlabel: str):
+    """A number for each pair of tasks: a row of dots for each kind of pair, and their mean.
+
+    Args:
+        values: {kind: numbers}.
+    """
+    figure, axes = plt.subplots(figsize=(6.8, 0.7 + 0.6 * len(values)))
+    jitter = numpy.random.default_rng(0)
+    for row, numbers in enumerate(values.values()):
+        numbers = numpy.asarray(numbers)
+        heights = -row + jitter.uniform(-0.25, 0.25, len(numbers))
+        axes.plot(numbers, heights, "o", ms=3, alpha=0.5, mew=0)
+        axes.plot([numbers.mean()] * 2, [-row - 0.35, -row + 0.35], color="black", lw=2)
+    axes.axvline(0, color=GREY, lw=1, zorder=0)
+    axes.set_yticks([-row for row in range(len(values))], values)
+    axes.set_xlabel(xlabel)
+    axes.set_title(title)
+    return figure

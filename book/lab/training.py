@@ -107,3 +107,26 @@ def exact_match(model, data: Data, batch_size: int = 512) -> Tensor:
 def by_task(matches: Tensor, task_ids: Tensor) -> dict[int, float]:
     """Exact match of each task, 0 to 1."""
     return {int(t): matches[task_ids == t].float().mean().item() for t in task_ids.unique()}
+
+
+def gradient_cosines(model, data: Data, tasks: int, rows: int = 32) -> Tensor:
+    """Cosine of the angle between the gradients of each two tasks' losses.
+
+    Args:
+        model: an adapted model; its gradients are cleared.
+        data: examples of the tasks 0 to tasks - 1.
+        tasks: number of tasks.
+        rows: of each task, the first ones.
+
+    Returns:
+        (tasks, tasks), over all trainable parameters together.
+    """
+    gradients = []
+    for task in range(tasks):
+        own = (data["task_ids"] == task).nonzero()[:rows, 0]
+        model.zero_grad()
+        model(**select(data, own)).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    model.zero_grad()
+    gradients = F.normalize(torch.stack(gradients), dim=1)
+    return gradients @ gradients.T
