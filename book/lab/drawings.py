@@ -330,3 +330,34 @@ def pairs_by_kind(values: dict, title: str, xlabel: str):
     axes.set_xlabel(xlabel)
     axes.set_title(title)
     return figure
+
+
+def life_of_an_adapter():
+    """What is done to a model, from the base model to the ways out."""
+    figure, axes = plt.subplots(figsize=(7.4, 3.0))
+    boxes = {  # name: (x, y, text, colour)
+        "base": (0, 1, "base model", "#667788"),
+        "adapted": (2.4, 1, "adapted\nmodel", BLUE),
+        "trained": (4.8, 1, "trained\nadapter", BLUE),
+        "save": (7.6, 2.1, "save → load\nall tasks, to go on", GREEN),
+        "new": (7.6, 1, "add_tasks\none task more", GREEN),
+        "plain": (7.6, -0.1, "merge, export_lora\none task, a plain model or LoRA", ORANGE),
+    }
+    for x, y, text, color in boxes.values():
+        width = 1.5 if x < 7 else 2.9
+        axes.add_patch(Rectangle((x, y - 0.38), width, 0.76, fc=color, ec="none"))
+        axes.text(x + width / 2, y, text, ha="center", va="center", color="white", fontsize=8)
+    arrows = [
+        ((1.5, 1), (2.4, 1), "adapt"),
+        ((3.9, 1), (4.8, 1), "train with\ntask_ids"),
+        ((6.3, 1.1), (7.6, 2.1), ""),
+        ((6.3, 1), (7.6, 1), ""),
+        ((6.3, 0.9), (7.6, -0.1), ""),
+    ]
+    for start, end, text in arrows:
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "#444444"})
+        axes.text((start[0] + end[0]) / 2, 1.45, text, ha="center", va="bottom", fontsize=8)
+    axes.set_xlim(-0.1, 10.6)
+    axes.set_ylim(-0.6, 2.6)
+    _empty_axes(axes)
+    return figure
