@@ -15,13 +15,14 @@ Data = dict[str, Tensor]  # input_ids, attention_mask, labels (-100 where padded
 
 def encode(dataset: datasets.Dataset, tokenizer) -> Data:
     """Tokenises a data set with the columns source, target and task_ids, padded to its longest row."""
-    source = tokenizer(list(dataset["source"]), padding=True, return_tensors="pt")
-    target = tokenizer(list(dataset["target"]), padding=True, return_tensors="pt")
+    columns = dataset[:]  # lists; a column of its own would be read row by row
+    source = tokenizer(columns["source"], padding=True, return_tensors="pt")
+    target = tokenizer(columns["target"], padding=True, return_tensors="pt")
     return {
         "input_ids": source["input_ids"],
         "attention_mask": source["attention_mask"],
         "labels": target["input_ids"].masked_fill(target["attention_mask"] == 0, -100),
-        "task_ids": torch.tensor(dataset["task_ids"]),
+        "task_ids": torch.tensor(columns["task_ids"]),
     }
 
 
@@ -70,7 +71,7 @@ def train(
         if on_step is not None:
             on_step(step)
         rows = torch.randint(len(data["task_ids"]), (batch_size,), generator=generator)
-        loss = model(**select(data, rows)).loss
+        loss = model(**select(data, rows), use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         for group in groups:  # factors and routing have scales of their own
