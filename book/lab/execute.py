@@ -43,7 +43,8 @@ def execute(path: Path) -> dict:
         Seconds, gigabytes at the peak (the kernel and its children together), cores, date, versions.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}})
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, timeout=1800, resources=where, coalesce_streams=True)
     peak, done, start = [0], threading.Event(), time.perf_counter()
 
     def watch():
