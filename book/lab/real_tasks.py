@@ -1,0 +1,186 @@
+"""Real tasks as examples: a prompt, answer choices, and the number of the right one.
+
+Data sets come from the Hugging Face hub, or from a folder of JSON lines with the hub's columns:
+
+    FOLDER/tasks/rte/train.jsonl
+    FOLDER/tasks/rte/validation.jsonl
+    FOLDER/few_shot/rte/32_shot/0_seed.jsonl        (T-Few's few-shot sets; its names of tasks)
+
+`lab.prompts` says which tasks there are and how they are worded. `lab/fixtures` is such a folder with a
+few rows of each task, written by hand.
+"""
+
+import json
+from pathlib import Path
+
+import datasets
+
+from .prompts import TASKS, Prompted
+
+FIXTURES = Path(__file__).parent / "fixtures"
+# The few-shot sets of T-Few (Liu et al. 2022): folder and examples of each held-out task; five seeds.
+FEW_SHOT = {
+    "rte": ("rte", 32),
+    "cb": ("cb", 32),
+    "copa": ("copa", 32),
+    "wic": ("wic", 32),
+    "wsc": ("wsc", 32),
+    "winogrande": ("winogrande", 50),
+    "hellaswag": ("h-swag", 20),
+    "anli_r1": ("anli-r1", 50),
+    "anli_r2": ("anli-r2", 50),
+    "anli_r3": ("anli-r3", 50),
+}
+FEW_SHOT_SEEDS = (0, 1, 32, 42, 1024)
+FEW_SHOT_ADDRESS = "https://raw.githubusercontent.com/r-three/t-few/master/data"
+
+
+def load(name: str, split: str, data: str | Path | None = None) -> datasets.Dataset:
+    """A data set as it was published.
+
+    Args:
+        name: a key of `prompts.TASKS`.
+        split: "train" or "validation".
+        data: a folder as above; None: the hub.
+
+    Returns:
+        A data set with the columns that the task's prompts name, and others.
+
+    Raises:
+        KeyError: there is no such task.
+        FileNotFoundError: the folder lacks the file.
+        ValueError: a line of the file is no JSON object, or the file is empty.
+    """
+    task = find(name)
+    if data is not None:
+        return _read_lines(Path(data) / "tasks" / name / f"{split}.jsonl")
+    repository, _, configuration = task.hub.partition(":")
+    hub_split = dict(zip(("train", "validation"), task.splits, strict=True))[split]
+    return datasets.load_dataset(repository, configuration or None, split=hub_split, revision=task.revision)
+
+
+def load_few_shot(name: str, seed: int, data: str | Path | None = None) -> datasets.Dataset:
+    """The few training examples of a held-out task that T-Few drew with a seed.
+
+    Args:
+        name: a key of `prompts.HELD_OUT`.
+        seed: one of `FEW_SHOT_SEEDS`.
+        data: a folder as above; None: T-Few's repository.
+
+    Returns:
+        A data set with the columns that the task's prompts name, and others.
+
+    Raises:
+        As `load`.
+    """
+    find(name)
+    folder, shots = FEW_SHOT[name]
+    place = f"few_shot/{folder}/{shots}_shot/{seed}_seed.jsonl"
+    if data is not None:
+        return _read_lines(Path(data) / place)
+    return datasets.load_dataset("json", data_files=f"{FEW_SHOT_ADDRESS}/{place}", split="train")
+
+
+def examples(name: str, rows: datasets.Dataset, task_id: int, prompts: int | None = None) -> datasets.Dataset:
+    """Words the rows of a data set as prompts with answer choices.
+
+    Args:
+        name: a key of `prompts.TASKS`.
+        rows: from `load` or `load_few_shot`.
+        task_id: for the model.
+        prompts: how many of the task's prompts are used, in turn, row after row; None: all.
+
+    Returns:
+        A data set with the columns `prompt` (text), `choices` (list of texts), `label` (number of the right
+        choice), `task_ids` and `task`.
+
+    Raises:
+        ValueError: a column is missing, or a label belongs to no choice; the message names task and row.
+    """
+    task = find(name)
+    templates = task.prompts[:prompts]
+    worded = []
+    for i, row in enumerate(rows):
+        try:
+            prompt, choices, label = word(task, row, templates[i % len(templates)])
+        except ValueError as error:
+            raise ValueError(f"{name}, row {i} of {_source(rows)}: {error}") from None
+        worded.append(
+            {"prompt": prompt, "choices": choices, "label": label, "task_ids": task_id, "task": name}
+        )
+    return datasets.Dataset.from_list(worded)
+
+
+def word(task: Prompted, row: dict, template: str) -> tuple[str, list[str], int]:
+    """One row as a prompt, its choices and the number of the right one.
+
+    >>> row = {"premise": "It rained.", "choice1": "It was wet.", "choice2": "It was dry."}
+    >>> row |= {"question": "effect", "label": 0}
+    >>> word(TASKS["copa"], row, TASKS["copa"].prompts[0])
+    ('It rained. What is the most likely effect?', ['It was wet.', 'It was dry.'], 0)
+    """
+    choices = _several(task.choices, row)
+    if task.labels == task.choices:  # the label is an answer's text, and its place must not tell
+        choices = labels = sorted(choices)
+    else:
+        labels = _several(task.labels, row) or [str(i) for i in range(len(choices))]
+    given = str(_column(task.label, row))
+    if given not in labels:
+        raise ValueError(f"{task.label}={given!r} is the label of no choice; the labels are {labels}")
+    return _fill(template, row), choices, labels.index(given)
+
+
+def find(name: str) -> Prompted:
+    """The task of a name.
+
+    Raises:
+        KeyError: there is no such task; the message lists all.
+    """
+    if name not in TASKS:
+        raise KeyError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _read_lines(file):
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing; a data folder has it for every task that is used")
+    rows = []
+    with file.open(encoding="utf-8") as lines:
+        for i, line in enumerate(lines):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{file}, row {i}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, row {i}: not a JSON object of columns")
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} has no rows")
+    return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=str(file)))
+
+
+def _source(rows):
+    return rows.info.description or rows.info.dataset_name or "the data set"
+
+
+def _several(of, row):
+    """Templates filled, or the texts of a list column."""
+    return [str(x) for x in _column(of, row)] if isinstance(of, str) else [_fill(x, row) for x in of]
+
+
+def _column(path, row):
+    """A column, or with a dot a field of it."""
+    value = row
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(f"there is no column {path!r}; the columns are {sorted(row)}")
+        value = value[name]
+    return value
+
+
+def _fill(template, row):
+    lists = {name: "\n".join(map(str, x)) for name, x in row.items() if isinstance(x, list)}
+    try:
+        return template.format_map(row | lists)
+    except KeyError as error:
+        raise ValueError(f"there is no column {error}; the columns are {sorted(row)}") from None
