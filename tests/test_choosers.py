@@ -1,0 +1,196 @@
+"""Choosers score answer choices as the models' own losses do, whatever else is in the batch."""
+
+import pytest
+import torch
+import transformers
+
+import minitensorpoly as mtp
+from common import METHODS, make_config, randomize
+from lab import choosers, prompts, real_tasks
+from lab.backbone import load_backbone
+
+NAMES = ("rte", "copa", "hellaswag", "qasc")  # two, two, four and eight choices
+KINDS = {"encoder-decoder": choosers.EncoderDecoderChooser, "encoder": choosers.EncoderChooser}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_method = pytest.mark.parametrize("method", METHODS)
+
+
+def make_chooser(kind, **options):
+    """The embedded T5, or a tiny random BERT with the same tokenizer."""
+    torch.manual_seed(0)
+    model, tokenizer = load_backbone(64)
+    if kind == "encoder":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes)
+        model = transformers.BertForMultipleChoice(config)
+    return KINDS[kind](model.eval(), tokenizer, **options)
+
+
+def adapted_chooser(kind, method, **options):
+    chooser = make_chooser(kind, **options)
+    mtp.adapt(chooser.model, make_config(method, chooser.target_modules, n_tasks=len(NAMES)))
+    return chooser
+
+
+def make_examples():
+    """An example of each task, then another of each."""
+    of_task = [
+        real_tasks.examples(name, real_tasks.load(name, "train", real_tasks.FIXTURES), i).to_list()
+        for i, name in enumerate(NAMES)
+    ]
+    return [examples[row] for row in (0, 1) for examples in of_task]
+
+
+def score(chooser, examples):
+    batch = chooser.collate(examples)
+    with torch.no_grad():
+        return chooser.scores(batch.pop("labels"), **batch)[0]
+
+
+def test_encoder_decoder_scores_by_the_models_own_loss():
+    chooser = make_chooser("encoder-decoder")
+    for example, found in zip(make_examples(), score(chooser, make_examples()), strict=True):
+        prompt = chooser.tokenizer(example["prompt"], return_tensors="pt")
+        for choice, value in zip(example["choices"], found, strict=False):
+            labels = chooser.tokenizer(choice, return_tensors="pt")["input_ids"]
+            inputs = {"input_ids": prompt["input_ids"], "attention_mask": prompt["attention_mask"]}
+            torch.testing.assert_close(
+                -chooser.model(**inputs, labels=labels).loss, value, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_encoder_decoder_loss_has_t_fews_three_parts():
+    chooser, examples = make_chooser("encoder-decoder"), make_examples()
+    with torch.no_grad():
+        output = chooser(**chooser.collate(examples))
+    scores, expected = score(chooser, examples), 0.0
+    for example, found in zip(examples, scores, strict=True):
+        prompt = chooser.tokenizer(example["prompt"], return_tensors="pt")["input_ids"]
+        wrong = []
+        for i, choice in enumerate(example["choices"]):
+            labels = chooser.tokenizer(choice, return_tensors="pt")["input_ids"]
+            p = (
+                chooser.model(input_ids=prompt, labels=labels)
+                .logits[0]
+                .softmax(-1)[range(labels.shape[1]), labels[0]]
+            )
+            wrong += [] if i == example["label"] else (-(1 - p).log()).tolist()
+        n = len(example["choices"])
+        own = found[example["label"]]
+        expected += -own + (found[:n].logsumexp(0) - own) + sum(wrong) / len(wrong)
+    torch.testing.assert_close(output["loss"], expected / len(examples), rtol=1e-4, atol=1e-4)
+
+
+def test_encoder_scores_as_the_multiple_choice_model_does():
+    chooser = make_chooser("encoder")
+    for example, found in zip(make_examples(), score(chooser, make_examples()), strict=True):
+        n = len(example["choices"])
+        tokens = chooser.tokenizer(
+            [example["prompt"]] * n, example["choices"], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            whole = chooser.model(
+                **{k: v[None] for k, v in tokens.items()}, labels=torch.tensor([example["label"]])
+            )
+            loss = chooser(**chooser.collate([example]))["loss"]
+        torch.testing.assert_close(found[:n], whole.logits[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loss, whole.loss)
+
+
+@each_kind
+def test_scores_do_not_depend_on_the_rest_of_the_batch(kind):
+    chooser, examples = make_chooser(kind), make_examples()
+    together = score(chooser, examples)
+    assert together.shape == (8, 8)
+    for example, row in zip(examples, together, strict=True):
+        n = len(example["choices"])
+        torch.testing.assert_close(score(chooser, [example])[0, :n], row[:n], rtol=1e-4, atol=1e-4)
+        assert row[n:].isneginf().all()
+
+
+@each_kind
+def test_the_choice_is_the_best_score(kind):
+    chooser, examples = make_chooser(kind), make_examples()
+    with torch.no_grad():
+        choice = chooser(**chooser.collate(examples))["choice"]
+    for row, best in zip(score(chooser, examples).tolist(), choice, strict=True):
+        assert row[best] == max(row)
+
+
+@each_method
+@each_kind
+def test_an_adapted_chooser_starts_as_its_base_and_every_factor_learns(kind, method):
+    examples = make_examples()
+    chooser = adapted_chooser(kind, method)
+    assert torch.equal(score(chooser, examples), score(make_chooser(kind), examples))
+    randomize(chooser.model)
+    chooser(**chooser.collate(examples))["loss"].backward()
+    for name, parameter in mtp.adapter_parameters(chooser.model).items():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@each_kind
+def test_the_task_id_decides(kind):
+    chooser, examples = adapted_chooser(kind, "tensorpoly-1"), make_examples()
+    randomize(chooser.model)
+    other = [example | {"task_ids": (example["task_ids"] + 1) % len(NAMES)} for example in examples]
+    assert not torch.allclose(score(chooser, examples), score(chooser, other))
+
+
+@each_kind
+def test_checkpointing_of_gradients_changes_nothing(kind):
+    examples, gradients = make_examples(), []
+    for checkpointing in (False, True):
+        chooser = adapted_chooser(kind, "tensorpoly-2")
+        randomize(chooser.model).train()
+        for module in chooser.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            chooser.model.activation_checkpointing_enable({"use_reentrant": False})
+        chooser(**chooser.collate(examples))["loss"].backward()
+        gradients.append([p.grad for p in mtp.adapter_parameters(chooser.model).values()])
+    torch.testing.assert_close(*gradients)
+
+
+@each_kind
+def test_a_state_dict_holds_what_is_trainable_and_loads(kind):
+    chooser = adapted_chooser(kind, "poly")
+    for module in chooser.head:
+        module.requires_grad_(True)
+    randomize(chooser.model)
+    state = {name: value.clone() for name, value in chooser.state_dict().items()}
+    assert set(state) == {name for name, p in chooser.named_parameters() if p.requires_grad}
+    assert (len(chooser.head) > 0) == any("classifier" in name for name in state)
+    other = adapted_chooser(kind, "poly")
+    for module in other.head:
+        module.requires_grad_(True)
+    assert not any(other.load_state_dict(state))  # nothing missing, nothing unexpected
+    assert torch.equal(score(other, make_examples()), score(chooser, make_examples()))
+    del state[next(iter(state))]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(state)
+
+
+@each_kind
+def test_long_prompts_are_cut_at_their_end(kind):
+    examples = [e | {"prompt": e["prompt"] + " the" * 500} for e in make_examples()]
+    batch = make_chooser(kind, max_length=40).collate(examples)
+    assert batch["input_ids"].shape[1] == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_chooser_knows_the_kind_of_a_folder(kind, tmp_path):
+    chooser = make_chooser(kind)
+    chooser.model.save_pretrained(tmp_path)
+    chooser.tokenizer.save_pretrained(tmp_path)
+    loaded = choosers.load_chooser(tmp_path)
+    assert type(loaded) is KINDS[kind]
+    torch.testing.assert_close(score(loaded.eval(), make_examples()), score(chooser, make_examples()))
+
+
+def test_every_worded_example_can_be_collated():
+    chooser = make_chooser("encoder-decoder")
+    for i, name in enumerate(prompts.TASKS):
+        examples = real_tasks.examples(name, real_tasks.load(name, "validation", real_tasks.FIXTURES), i)
+        assert torch.isfinite(chooser(**chooser.collate(examples.to_list()))["loss"])
