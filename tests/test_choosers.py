@@ -44,7 +44,7 @@ def make_examples():
 def score(chooser, examples):
     batch = chooser.collate(examples)
     with torch.no_grad():
-        return chooser.scores(batch.pop("labels"), **batch)[0]
+        return chooser.scores(**batch | batch.pop("tokens"))[0]
 
 
 def test_encoder_decoder_scores_by_the_models_own_loss():
@@ -176,7 +176,7 @@ def test_a_state_dict_holds_what_is_trainable_and_loads(kind):
 def test_long_prompts_are_cut_at_their_end(kind):
     examples = [e | {"prompt": e["prompt"] + " the" * 500} for e in make_examples()]
     batch = make_chooser(kind, max_length=40).collate(examples)
-    assert batch["input_ids"].shape[1] == 40
+    assert batch["tokens"]["input_ids"].shape[1] == 40
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -88,7 +88,7 @@ def pretrain(
     for step in progress:
         rows = torch.randint(len(data["task_ids"]), (batch_size,), generator=generator)
         batch = {name: column[rows] for name, column in data.items() if name != "task_ids"}
-        loss = model(**batch).loss
+        loss = model(**batch, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import inspect
 import json
-import sys
 import time
 import warnings
 from importlib.metadata import version
@@ -245,7 +244,7 @@ def main():
     arguments = vars(parser.parse_args())
     rounds, out = arguments.pop("rounds"), arguments.pop("out")
     setting = Setting(**arguments)
-    where = provenance() | {"command": " ".join(["python -m lab.bench", *sys.argv[1:]])}
+    where = provenance("lab.bench")
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
     if setting.device.startswith("cuda"):
         where["device"] = torch.cuda.get_device_name(setting.device)

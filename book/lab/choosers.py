@@ -39,19 +39,19 @@ class Chooser(nn.Module):
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """A batch: labels (batch,), task_ids (batch,), choices (batch, most choices) True where there is
-        one, owner (pairs,) the row of every choice, and the tokens."""
+        one, owner (pairs,) the row of every choice, and {name: tokens}."""
         counts = torch.tensor([len(example["choices"]) for example in examples])
         return {
             "labels": torch.tensor([example["label"] for example in examples]),
             "task_ids": torch.tensor([example["task_ids"] for example in examples]),
             "choices": torch.arange(counts.max()) < counts[:, None],
             "owner": torch.arange(len(examples)).repeat_interleave(counts),
-            **self.tokenize(examples),
+            "tokens": self.tokenize(examples),
         }
 
-    def forward(self, labels: Tensor, **inputs) -> dict[str, Tensor]:
+    def forward(self, labels, task_ids, choices, owner, tokens) -> dict[str, Tensor]:
         """The loss, a mean over the rows, and the number of the best choice, (batch,)."""
-        scores, loss = self.scores(labels, **inputs)
+        scores, loss = self.scores(labels, task_ids, choices, owner, **tokens)
         return {"loss": loss + F.cross_entropy(scores, labels), "choice": scores.argmax(1)}
 
     def call(self, task_ids: Tensor, **inputs):

@@ -364,8 +364,8 @@ def control_runs(width: int, chosen: dict, pairs) -> list[Run]:
     ]
 
 
-def provenance() -> dict:
-    """Where, when and with what a result was measured."""
+def provenance(module: str = "lab.experiment") -> dict:
+    """Where, when, by which module's command and with what a result was measured."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK
     )
@@ -374,7 +374,7 @@ def provenance() -> dict:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     return {
-        "command": " ".join(["python -m lab.experiment", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
         "device": f"CPU, {cpu}, {os.cpu_count()} cores",

@@ -1,5 +1,6 @@
 """The adapters that are compared, by the names that tables and figures use."""
 
+import copy
 import math
 
 import torch
@@ -40,10 +41,10 @@ def adapt(model, name: str, n_tasks: int, **changes):
     Returns:
         The same model.
     """
-    options = ADAPTERS[name] | changes
+    options = {"target_modules": TARGET_MODULES} | ADAPTERS[name] | changes
     if name == PRIVATE:
         options["n_skills"] = n_tasks
-    mtp.adapt(model, mtp.AdapterConfig(target_modules=TARGET_MODULES, n_tasks=n_tasks, **options))
+    mtp.adapt(model, mtp.AdapterConfig(n_tasks=n_tasks, **options))
     if name == PRIVATE:
         _make_private(model, n_tasks)
     return model
@@ -65,3 +66,21 @@ def count_parameters(model) -> dict[str, int]:
         if parameter.requires_grad:
             counts["routing" if name.endswith("router.logits") else "factors"] += parameter.numel()
     return counts
+
+
+def equal_rank(model, name: str, budget: int, **changes) -> int:
+    """The rank at which an adapter has about as many factors as a LoRA of a given rank.
+
+    Args:
+        model: the model that would be adapted; it stays as it is.
+        name: a key of `EQUAL_SIZE`.
+        budget: rank of that LoRA.
+        changes: other options of `AdapterConfig`, `target_modules` for instance.
+
+    Returns:
+        The nearest rank, 1 at least: the number of factors is proportional to the rank.
+    """
+    empty = copy.deepcopy(model).to("meta")  # shapes without numbers
+    lora = count_parameters(adapt(copy.deepcopy(empty), "LoRA", 1, **changes, rank=budget))["factors"]
+    one = count_parameters(adapt(empty, name, 1, **changes, rank=1))["factors"]
+    return max(1, round(lora / one))

@@ -1,0 +1,273 @@
+"""Fine-tunes a pretrained model on many real tasks, then transfers it to held-out tasks from few examples.
+
+    python -m lab.finetune --output_dir runs/first            # from the folder `book`; --help lists all
+    python -m lab.finetune --output_dir runs/second --adapter Poly --lr 0.003 --max_steps 500
+    torchrun --nproc-per-node 2 -m lab.finetune --output_dir runs/third      # or: accelerate launch -m …
+
+It goes on where it was when it is started again with the same output_dir. What came out is written to
+OUTPUT_DIR/result.json. All arguments of `transformers.TrainingArguments` are accepted as well.
+"""
+
+import copy
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from tqdm import tqdm
+from transformers.trainer_utils import get_last_checkpoint
+
+import minitensorpoly as mtp
+
+from . import methods, prompts, real_tasks
+from .choosers import Chooser, load_chooser
+from .experiment import provenance
+
+FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
+
+ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
+
+
+def _option(default, help):
+    kind = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**kind, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class Setting:
+    """What is fine-tuned, how, and on which tasks."""
+
+    model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
+    adapter: str = _option(
+        "TensorPoly-I", f"one of {', '.join([*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN])}"
+    )
+    budget: int = _option(16, "every adapter gets about the factors of a LoRA of this rank")
+    lr: float = _option(3e-3, "learning rate of factors and head")
+    router_lr: float = _option(0.1, "learning rate of routing logits")
+    data: str | None = _option(None, "folder of data sets (see lab.real_tasks); default: the hub")
+    tasks: list[str] = _option([*prompts.TRAIN], "training tasks")
+    new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")
+    rows: int = _option(2000, "examples of a training task, at most")
+    test_rows: int = _option(200, "examples of a task that are evaluated, at most")
+    max_length: int = _option(128, "tokens of a prompt, at most")
+    parts: list[str] = _option(["routing", "all"], "what few-shot transfer trains")
+    few_shot_seeds: list[int] = _option([*real_tasks.FEW_SHOT_SEEDS], "seeds of the few-shot sets")
+    few_shot_steps: int = _option(50, "steps of few-shot transfer")
+    few_shot_lr: float = _option(1e-3, "learning rate of few-shot transfer by everything")
+    few_shot_router_lr: float = _option(0.1, "learning rate of few-shot transfer by routing alone")
+
+    def __post_init__(self):
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter={self.adapter!r} must be one of {', '.join(ADAPTERS)}")
+        for name in [*self.tasks, *self.new_tasks]:
+            real_tasks.find(name)
+        if unknown := {*self.parts} - {"routing", "all"}:
+            raise ValueError(f"parts={self.parts} must be some of routing, all; not {', '.join(unknown)}")
+
+
+@dataclasses.dataclass
+class Arguments(transformers.TrainingArguments):
+    """TrainingArguments with defaults for this task."""
+
+    max_steps: int = 1000
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    warmup_steps: float = 0.06  # a share of all steps
+    lr_scheduler_type: str = "linear"
+    logging_steps: float = 20
+    save_steps: float = 200
+    save_total_limit: int = 1
+    report_to: str = "none"
+    dataloader_pin_memory: bool = torch.cuda.is_available()
+    remove_unused_columns: bool = False  # the collator needs the texts
+    label_names: list[str] = dataclasses.field(default_factory=lambda: ["labels", "task_ids"])
+
+
+def make_chooser(setting: Setting, seed: int) -> Chooser:
+    """The pretrained model with its adapter and, if it has one, a trainable head."""
+    transformers.set_seed(seed)
+    chooser = load_chooser(setting.model, setting.max_length)
+    chooser.requires_grad_(False)  # what is not adapted stays as it is
+    if setting.adapter != FROZEN:
+        where = {"target_modules": chooser.target_modules}
+        # A private LoRA has the rank of Poly's skills: there is one for each task, in place of eight.
+        sized_as = "Poly" if setting.adapter == methods.PRIVATE else setting.adapter
+        rank = methods.equal_rank(chooser.model, sized_as, setting.budget, **where)
+        methods.adapt(chooser.model, setting.adapter, len(setting.tasks), **where, rank=rank)
+    for module in chooser.head:
+        module.requires_grad_(True)
+    return chooser
+
+
+def mixture(setting: Setting, seed: int) -> datasets.Dataset:
+    """The training examples: every task is drawn equally often, whatever the size of its data set."""
+    of_task = [_examples(name, i, setting, "train", setting.rows) for i, name in enumerate(setting.tasks)]
+    equal = [1 / len(of_task)] * len(of_task)
+    return datasets.interleave_datasets(of_task, equal, seed=seed, stopping_strategy="all_exhausted")
+
+
+def _examples(name, task_id, setting, split, rows):
+    """Examples of one task: in training with all its prompts, otherwise with the first."""
+    found = real_tasks.load(name, split, setting.data)
+    found = found.shuffle(seed=0).select(range(min(rows, len(found))))
+    return real_tasks.examples(name, found, task_id, None if split == "train" else 1)
+
+
+class Chosen:
+    """Metrics of `Trainer`: accuracy (%) of every task, and their mean."""
+
+    def __init__(self, names: dict[int, str]):
+        self.names = names  # of the task ids
+
+    def __call__(self, evaluated) -> dict[str, float]:
+        labels, task_ids = evaluated.label_ids
+        right = 100 * (evaluated.predictions == labels)
+        accuracy = {name: float(right[task_ids == i].mean()) for i, name in self.names.items()}
+        return {"accuracy": sum(accuracy.values()) / len(accuracy), **accuracy}
+
+
+def make_trainer(
+    chooser: Chooser,
+    arguments: transformers.TrainingArguments,
+    lr: float,
+    router_lr: float,
+    names: dict[int, str],
+    train: datasets.Dataset | None = None,
+    test: datasets.Dataset | None = None,
+) -> transformers.Trainer:
+    """A `transformers.Trainer` with the adapter's parameter groups and an accuracy for each task."""
+    if hasattr(chooser.model, "adaptation"):
+        groups = mtp.parameter_groups(chooser.model, lr, router_lr)
+    else:
+        groups = [{"params": [p for p in chooser.parameters() if p.requires_grad], "lr": lr}]
+    return transformers.Trainer(
+        chooser,
+        args=arguments,
+        data_collator=chooser.collate,
+        train_dataset=train,
+        eval_dataset=test,
+        compute_metrics=Chosen(names),
+        optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
+    )
+
+
+def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
+    """Trains an adapter on all training tasks; goes on from the last checkpoint in the output folder.
+
+    Returns:
+        The chooser, and a record: parameters, accuracy of each training task, seconds, tokens a second.
+    """
+    chooser = make_chooser(setting, arguments.seed)
+    ids = dict(enumerate(setting.tasks))
+    test = [_examples(name, i, setting, "validation", setting.test_rows) for i, name in ids.items()]
+    test = datasets.concatenate_datasets(test)
+    trainer = make_trainer(
+        chooser, arguments, setting.lr, setting.router_lr, ids, mixture(setting, arguments.seed), test
+    )
+    record = {"parameters": count(chooser)}
+    if sum(record["parameters"].values()):
+        folder = Path(arguments.output_dir)
+        last = get_last_checkpoint(folder) if folder.is_dir() else None
+        trained = trainer.train(resume_from_checkpoint=last).metrics
+        record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        record["seconds"] = trained["train_runtime"]
+    measured = trainer.evaluate()
+    record["train"] = {name: measured[f"eval_{name}"] for name in setting.tasks}
+    return chooser, record
+
+
+def count(chooser: Chooser) -> dict[str, int]:
+    """Trainable parameters: factors, routing, and the head."""
+    adapter = {"factors": 0, "routing": 0}
+    if hasattr(chooser.model, "adaptation"):
+        adapter = methods.count_parameters(chooser.model)
+    trained = sum(p.numel() for p in chooser.parameters() if p.requires_grad)
+    return adapter | {"head": trained - sum(adapter.values())}
+
+
+def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[dict]:
+    """Transfers a trained chooser to every new task, before any training and from every few-shot set.
+
+    Returns:
+        Records with task, part, seed, accuracy in percent; part and seed are None before any training.
+    """
+    ways = [(None, None), *itertools.product(_parts(chooser, setting.parts), setting.few_shot_seeds)]
+    quiet = dataclasses.replace(
+        arguments,
+        max_steps=setting.few_shot_steps,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    rates = setting.few_shot_lr, setting.few_shot_router_lr
+    new_id = len(setting.tasks) if hasattr(chooser.model, "adaptation") else 0
+    bar = tqdm(
+        total=len(setting.new_tasks) * len(ways), desc="few-shot transfer", disable=not quiet.should_log
+    )
+    records = []
+    for name in setting.new_tasks:
+        test = _examples(name, new_id, setting, "validation", setting.test_rows)
+        for part, seed in ways:
+            learner, train = _learner(chooser, part), None
+            if part is not None:
+                train = real_tasks.examples(name, real_tasks.load_few_shot(name, seed, setting.data), new_id)
+            trainer = make_trainer(learner, quiet, *rates, {new_id: name}, train, test)
+            trainer.remove_callback(transformers.PrinterCallback)
+            if train is not None:
+                trainer.train()
+            accuracy = trainer.evaluate()["eval_accuracy"]
+            records.append({"task": name, "part": part, "seed": seed, "accuracy": accuracy})
+            bar.update()
+    return records
+
+
+def _parts(chooser, parts):
+    """What few-shot transfer can train in this chooser."""
+    routing = hasattr(chooser.model, "adaptation") and methods.count_parameters(chooser.model)["routing"] > 0
+    anything = any(p.requires_grad for p in chooser.parameters())
+    return [part for part in parts if (routing if part == "routing" else anything)]
+
+
+def _learner(chooser, part):
+    """A copy of a trained chooser that has room for a new task, and trains a part of itself."""
+    learner = copy.deepcopy(chooser)
+    if hasattr(learner.model, "adaptation"):
+        mtp.add_tasks(learner.model, 1)
+        mtp.train_only(learner.model, part or "all")
+    for module in learner.head:
+        module.requires_grad_(part != "routing")
+    return learner
+
+
+def baselines(setting: Setting) -> dict[str, dict[str, float]]:
+    """{task: accuracy in percent of a guess, and of the most frequent label}, on the examples evaluated."""
+    found = {}
+    for name in [*setting.tasks, *setting.new_tasks]:
+        test = _examples(name, 0, setting, "validation", setting.test_rows)
+        guess = sum(1 / len(choices) for choices in test["choices"]) / len(test)
+        majority = Counter(test["label"]).most_common(1)[0][1] / len(test)
+        found[name] = {"chance": 100 * guess, "majority": 100 * majority}
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """The command. Returns what it writes to result.json."""
+    parser = transformers.HfArgumentParser((Setting, Arguments), description=__doc__)
+    setting, training = parser.parse_args_into_dataclasses(arguments)
+    chooser, record = multi_task(setting, training)
+    record["few_shot"] = few_shot(chooser, setting, training)
+    record = {"provenance": provenance("lab.finetune"), "setting": dataclasses.asdict(setting), **record}
+    record["baselines"] = baselines(setting)
+    if training.should_save:
+        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(training.output_dir) / "result.json").write_text(json.dumps(record) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    main()

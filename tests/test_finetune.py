@@ -1,0 +1,154 @@
+"""Fine-tuning on real tasks: equal sizes, exact resume, several processes, and what is written down."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lab import choosers, finetune, methods, prompts, real_tasks
+from lab.backbone import load_backbone
+
+BOOK = Path(finetune.__file__).parent.parent
+TASKS = ["boolq", "arc_easy", "trec"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The embedded backbone, as a folder such as `save_pretrained` makes."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in load_backbone(64):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def options(model, folder, **changes):
+    """Arguments of the command for a short run on the fixtures."""
+    short = {"model": model, "data": real_tasks.FIXTURES, "output_dir": folder, "max_length": 32}
+    short |= {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}
+    short |= {"tasks": TASKS, "new_tasks": ["rte"], "few_shot_seeds": [0], "few_shot_steps": 2}
+    return [
+        str(text)
+        for name, value in (short | changes).items()
+        for text in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
+
+
+def parse(arguments):
+    parser = finetune.transformers.HfArgumentParser((finetune.Setting, finetune.Arguments))
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def trained(folder):
+    return load_file(folder / "checkpoint-6" / "model.safetensors")
+
+
+@pytest.mark.parametrize("adapter", finetune.ADAPTERS)
+def test_every_adapter_is_trained_and_transferred(model, tmp_path, adapter):
+    record = finetune.main(options(model, tmp_path, adapter=adapter))
+    assert json.loads((tmp_path / "result.json").read_text()) == record
+    assert set(record["train"]) == set(TASKS) and set(record["baselines"]) == {*TASKS, "rte"}
+    found = [(r["task"], r["part"], r["seed"]) for r in record["few_shot"]]
+    routed = adapter in ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
+    expected = [None] + ["routing"] * routed + ["all"] * (adapter != finetune.FROZEN)
+    assert found == [("rte", part, None if part is None else 0) for part in expected]
+    accuracies = [r["accuracy"] for r in record["few_shot"]] + list(record["train"].values())
+    assert all(0 <= accuracy <= 100 for accuracy in accuracies)
+    assert record["parameters"]["head"] == 0  # an encoder-decoder has its own
+    if adapter != finetune.FROZEN:
+        assert record["losses"][-1] < record["losses"][0]
+        assert (record["parameters"]["routing"] > 0) == routed
+
+
+@pytest.mark.parametrize("adapter", methods.EQUAL_SIZE)
+def test_adapters_have_the_factors_of_a_lora(model, adapter):
+    arguments = options(model, "unused", adapter=adapter, budget=8)
+    chooser = finetune.make_chooser(parse(arguments)[0], seed=0)
+    lora = sum(8 * (layer.in_features + layer.out_features) for layer in _layers(chooser))
+    assert abs(finetune.count(chooser)["factors"] / lora - 1) < 0.15
+
+
+def _layers(chooser):
+    return finetune.mtp.adapted_layers(chooser.model).values()
+
+
+def test_tasks_are_drawn_equally_often(model):
+    setting, _ = parse(options(model, "unused", tasks=["ag_news", "boolq", "cb"]))
+    sizes = [len(real_tasks.load(name, "train", setting.data)) for name in setting.tasks]
+    assert len(set(sizes)) > 1
+    drawn = torch.tensor(finetune.mixture(setting, seed=0)["task_ids"][:]).bincount()
+    assert len(drawn) == 3 and drawn.min() >= max(sizes) * 0.5 and drawn.min() > drawn.max() * 0.3
+
+
+def test_baselines_count_labels_and_choices(model):
+    setting, _ = parse(options(model, "unused"))
+    found = finetune.baselines(setting)
+    rows = real_tasks.load("arc_easy", "validation", setting.data)
+    most = max(rows["answerKey"][:].count(key) for key in "ABCD") / len(rows)
+    assert found["arc_easy"] == pytest.approx({"chance": 25, "majority": 100 * most})
+    assert found["trec"]["chance"] == pytest.approx(100 / 6)
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(model, tmp_path, monkeypatch):
+    finetune.multi_task(*parse(options(model, tmp_path / "whole")))
+    original, calls = choosers.Chooser.collate, []
+
+    def killed(self, examples):
+        calls.append(len(examples))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, examples)
+
+    arguments = parse(options(model, tmp_path / "parts"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(choosers.Chooser, "collate", killed)
+        finetune.multi_task(*arguments)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint-2"]
+    finetune.multi_task(*arguments)
+    whole, parts = trained(tmp_path / "whole"), trained(tmp_path / "parts")
+    assert set(whole) == set(parts) and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_checkpoints_hold_what_is_trained(model, tmp_path):
+    chooser, record = finetune.multi_task(*parse(options(model, tmp_path)))
+    saved = trained(tmp_path)
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(record["parameters"].values())
+    for name, parameter in chooser.named_parameters():
+        assert (name in saved) == parameter.requires_grad
+
+
+def test_two_processes_have_the_losses_of_one(model, tmp_path):
+    folder = tmp_path / "two"
+    # Four full batches: of an incomplete one, each process would repeat other rows.
+    common = {"tasks": [*prompts.TRAIN][:10], "new_tasks": ["cb"], "few_shot_steps": 1, "max_steps": 4}
+    arguments = options(model, folder, per_device_train_batch_size=3, **common)
+    environment = os.environ | {"PYTHONPATH": f"{BOOK}{os.pathsep}{BOOK.parent}", "OMP_NUM_THREADS": "1"}
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", *launcher, "-m", "lab.finetune", *arguments]
+    done = subprocess.run(command, env=environment, cwd=BOOK, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((folder / "result.json").read_text())
+    one = finetune.main(options(model, tmp_path / "one", per_device_train_batch_size=6, **common))
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    assert two["train"] == one["train"]
+
+
+def test_help_lists_tasks_and_trainers_arguments(capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("--adapter", "TensorPoly-II", "--per_device_train_batch_size"))
+
+
+def test_defaults_hold_out_what_they_transfer_to():
+    setting = finetune.Setting()
+    assert not {*setting.tasks} & {*setting.new_tasks} and not {*prompts.DEVELOPMENT} & {*setting.tasks}
+
+
+def test_unknown_adapter_is_named(model, tmp_path):
+    with pytest.raises(ValueError, match="adapter='DoRA'.*TensorPoly-I"):
+        finetune.main(options(model, tmp_path, adapter="DoRA"))
