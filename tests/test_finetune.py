@@ -1,5 +1,6 @@
 """Fine-tuning on real tasks: equal sizes, exact resume, several processes, and what is written down."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
+import minitensorpoly as mtp
 from lab import choosers, finetune, methods, prompts, real_tasks
 from lab.backbone import load_backbone
 
@@ -39,7 +42,7 @@ def options(model, folder, **changes):
 
 
 def parse(arguments):
-    parser = finetune.transformers.HfArgumentParser((finetune.Setting, finetune.Arguments))
+    parser = transformers.HfArgumentParser((finetune.Setting, finetune.Arguments))
     return parser.parse_args_into_dataclasses(arguments)
 
 
@@ -73,7 +76,7 @@ def test_adapters_have_the_factors_of_a_lora(model, adapter):
 
 
 def _layers(chooser):
-    return finetune.mtp.adapted_layers(chooser.model).values()
+    return mtp.adapted_layers(chooser.model).values()
 
 
 def test_tasks_are_drawn_equally_often(model):
@@ -135,6 +138,21 @@ def test_two_processes_have_the_losses_of_one(model, tmp_path):
     one = finetune.main(options(model, tmp_path / "one", per_device_train_batch_size=6, **common))
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert two["train"] == one["train"]
+
+
+def test_a_new_task_of_private_adapters_starts_as_the_base_model(model, tmp_path):
+    setting, arguments = parse(options(model, tmp_path, adapter=methods.PRIVATE))
+    chooser, _ = finetune.multi_task(setting, arguments)
+    learner = finetune._learner(chooser, setting, "all", seed=0)
+    frozen = finetune.make_chooser(dataclasses.replace(setting, adapter=finetune.FROZEN), seed=0)
+    rows = real_tasks.load("rte", "validation", setting.data)
+    batch = chooser.collate(real_tasks.examples("rte", rows, len(TASKS)).to_list())
+    with torch.no_grad():
+        assert torch.equal(learner(**batch)["loss"], frozen(**batch)["loss"])
+    rank = chooser.model.adaptation.config.rank
+    assert learner.model.adaptation.config.rank == rank and all(
+        p.isfinite().all() for p in learner.parameters()
+    )
 
 
 def test_help_lists_tasks_and_trainers_arguments(capsys):

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class Chooser(nn.Module):
-    """A pretrained model that chooses. `scores` is what the two kinds differ in.
+    """A pretrained model that chooses. `tokenize` and `scores` are what the two kinds differ in.
 
     Its `state_dict` holds what is trainable, and nothing else: the rest is the pretrained model's.
 

@@ -10,6 +10,7 @@ OUTPUT_DIR/result.json. All arguments of `transformers.TrainingArguments` are ac
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 from collections import Counter
@@ -28,7 +29,6 @@ from .choosers import Chooser, load_chooser
 from .experiment import provenance
 
 FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
-
 ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
 
 
@@ -42,9 +42,7 @@ class Setting:
     """What is fine-tuned, how, and on which tasks."""
 
     model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
-    adapter: str = _option(
-        "TensorPoly-I", f"one of {', '.join([*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN])}"
-    )
+    adapter: str = _option("TensorPoly-I", f"one of {', '.join(ADAPTERS)}")
     budget: int = _option(16, "every adapter gets about the factors of a LoRA of this rank")
     lr: float = _option(3e-3, "learning rate of factors and head")
     router_lr: float = _option(0.1, "learning rate of routing logits")
@@ -117,17 +115,12 @@ def _examples(name, task_id, setting, split, rows):
     return real_tasks.examples(name, found, task_id, None if split == "train" else 1)
 
 
-class Chosen:
-    """Metrics of `Trainer`: accuracy (%) of every task, and their mean."""
-
-    def __init__(self, names: dict[int, str]):
-        self.names = names  # of the task ids
-
-    def __call__(self, evaluated) -> dict[str, float]:
-        labels, task_ids = evaluated.label_ids
-        right = 100 * (evaluated.predictions == labels)
-        accuracy = {name: float(right[task_ids == i].mean()) for i, name in self.names.items()}
-        return {"accuracy": sum(accuracy.values()) / len(accuracy), **accuracy}
+def accuracy_by_task(evaluated: transformers.EvalPrediction, names: dict[int, str]) -> dict[str, float]:
+    """Metrics for `Trainer`: accuracy (%) of every task, and their mean; names are those of the ids."""
+    labels, task_ids = evaluated.label_ids
+    right = 100 * (evaluated.predictions == labels)
+    accuracy = {name: float(right[task_ids == i].mean()) for i, name in names.items()}
+    return {"accuracy": sum(accuracy.values()) / len(accuracy), **accuracy}
 
 
 def make_trainer(
@@ -150,7 +143,7 @@ def make_trainer(
         data_collator=chooser.collate,
         train_dataset=train,
         eval_dataset=test,
-        compute_metrics=Chosen(names),
+        compute_metrics=functools.partial(accuracy_by_task, names=names),
         optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
     )
 
@@ -159,7 +152,8 @@ def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
     """Trains an adapter on all training tasks; goes on from the last checkpoint in the output folder.
 
     Returns:
-        The chooser, and a record: parameters, accuracy of each training task, seconds, tokens a second.
+        The chooser, and a record: parameters, losses, seconds since the last start, accuracy of each
+        training task in percent.
     """
     chooser = make_chooser(setting, arguments.seed)
     ids = dict(enumerate(setting.tasks))
@@ -213,7 +207,7 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[d
     for name in setting.new_tasks:
         test = _examples(name, new_id, setting, "validation", setting.test_rows)
         for part, seed in ways:
-            learner, train = _learner(chooser, part), None
+            learner, train = _learner(chooser, setting, part, arguments.seed), None
             if part is not None:
                 train = real_tasks.examples(name, real_tasks.load_few_shot(name, seed, setting.data), new_id)
             trainer = make_trainer(learner, quiet, *rates, {new_id: name}, train, test)
@@ -233,9 +227,18 @@ def _parts(chooser, parts):
     return [part for part in parts if (routing if part == "routing" else anything)]
 
 
-def _learner(chooser, part):
-    """A copy of a trained chooser that has room for a new task, and trains a part of itself."""
-    learner = copy.deepcopy(chooser)
+def _learner(chooser, setting, part, seed):
+    """A copy of a trained chooser that has room for a new task, and trains a part of itself.
+
+    Of private adapters none is the new task's: it gets a new LoRA of their rank, beside the trained head.
+    """
+    if setting.adapter == methods.PRIVATE:
+        rank = chooser.model.adaptation.config.rank
+        learner = make_chooser(dataclasses.replace(setting, adapter="LoRA", budget=rank), seed)
+        for new, trained in zip(learner.head, chooser.head, strict=True):
+            new.load_state_dict(trained.state_dict())
+    else:
+        learner = copy.deepcopy(chooser)
     if hasattr(learner.model, "adaptation"):
         mtp.add_tasks(learner.model, 1)
         mtp.train_only(learner.model, part or "all")

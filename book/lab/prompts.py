@@ -18,7 +18,8 @@ class Prompted:
         choices: a template for each choice, or the column that holds a list of choices.
         label: the column of the right answer.
         labels: its values in the order of the choices, or the column that holds a list of them; empty:
-            0, 1, 2 … as the choices are numbered.
+            0, 1, 2 … as the choices are numbered. If they are the choices themselves, the choices are
+            put in alphabetical order, so that the place of the right one tells nothing.
         splits: what the hub calls the splits "train" and "validation".
         revision: branch of the repository.
     """
@@ -47,6 +48,11 @@ def _anli(number):
         YES_MAYBE_NO,
         splits=(f"train_r{number}", f"dev_r{number}"),
     )
+
+
+def _lettered(hub, *prompts):
+    """A set whose choices have letters, and whose label is a letter."""
+    return Prompted(hub, prompts, "choices.text", label="answerKey", labels="choices.label")
 
 
 HELD_OUT = {
@@ -146,19 +152,15 @@ TRAIN = {
         ("World news", "Sports", "Business", "Science and technology"),
         splits=("train", "test"),
     ),
-    "arc_challenge": Prompted(
+    "arc_challenge": _lettered(
         "allenai/ai2_arc:ARC-Challenge",
-        ("{question}", "Answer this question of an exam. {question}"),
-        "choices.text",
-        label="answerKey",
-        labels="choices.label",
+        "{question}",
+        "Answer this question of an exam. {question}",
     ),
-    "arc_easy": Prompted(
+    "arc_easy": _lettered(
         "allenai/ai2_arc:ARC-Easy",
-        ("{question}", "A question of science: {question}"),
-        "choices.text",
-        label="answerKey",
-        labels="choices.label",
+        "{question}",
+        "A question of science: {question}",
     ),
     "boolq": Prompted(
         "aps/super_glue:boolq",
@@ -170,12 +172,10 @@ TRAIN = {
         ("Is this sentence grammatical? {sentence}", "{sentence}\nWould a native speaker say so?"),
         ("No", "Yes"),
     ),
-    "commonsense_qa": Prompted(
+    "commonsense_qa": _lettered(
         "tau/commonsense_qa",
-        ("{question}", "Use common sense to answer. {question}"),
-        "choices.text",
-        label="answerKey",
-        labels="choices.label",
+        "{question}",
+        "Use common sense to answer. {question}",
     ),
     "creak": Prompted(
         "amydeng2000/CREAK",
@@ -210,12 +210,10 @@ TRAIN = {
         labels=NUMBERS,
         revision=PARQUET,
     ),
-    "openbookqa": Prompted(
+    "openbookqa": _lettered(
         "allenai/openbookqa:main",
-        ("{question_stem}", "Complete or answer: {question_stem}"),
-        "choices.text",
-        label="answerKey",
-        labels="choices.label",
+        "{question_stem}",
+        "Complete or answer: {question_stem}",
     ),
     "piqa": Prompted(
         "ybisk/piqa",
@@ -223,12 +221,10 @@ TRAIN = {
         ("{sol1}", "{sol2}"),
         revision=PARQUET,
     ),
-    "qasc": Prompted(
+    "qasc": _lettered(
         "allenai/qasc",
-        ("{question}", "{question} Two facts have to be put together: {fact1} {fact2}"),
-        "choices.text",
-        label="answerKey",
-        labels="choices.label",
+        "{question}",
+        "{question} Two facts have to be put together: {fact1} {fact2}",
     ),
     "rotten_tomatoes": Prompted(
         "cornell-movie-review-data/rotten_tomatoes",
