@@ -244,10 +244,8 @@ def main():
     arguments = vars(parser.parse_args())
     rounds, out = arguments.pop("rounds"), arguments.pop("out")
     setting = Setting(**arguments)
-    where = provenance("lab.bench")
+    where = provenance("lab.bench", setting.device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
-    if setting.device.startswith("cuda"):
-        where["device"] = torch.cuda.get_device_name(setting.device)
     models, records = make_contenders(setting), []
     for workload in WORKLOADS:
         for mixed in (False, True):

@@ -11,6 +11,9 @@ model stand behind one interface:
     chooser(**batch)                           # {"loss": ..., "choice": (batch,)}
 """
 
+import contextlib
+import re
+
 import torch
 import torch.nn.functional as F
 import transformers
@@ -21,7 +24,8 @@ from transformers.modeling_outputs import BaseModelOutput
 class Chooser(nn.Module):
     """A pretrained model that chooses. `tokenize` and `scores` are what the two kinds differ in.
 
-    Its `state_dict` holds what is trainable, and nothing else: the rest is the pretrained model's.
+    Its `state_dict` holds what is trainable, and nothing else: the rest is the pretrained model's. A bfloat16
+    model runs under autocast, so that a head and adapters in float32 fit in.
 
     Args:
         model: the pretrained model, adapted or not.
@@ -30,6 +34,7 @@ class Chooser(nn.Module):
     """
 
     target_modules: str  # the linear layers that are adapted
+    accepts_loss_kwargs = False  # for Trainer: the further arguments of `forward` are tokens
 
     def __init__(self, model: nn.Module, tokenizer, max_length: int = 256):
         super().__init__()
@@ -39,19 +44,21 @@ class Chooser(nn.Module):
 
     def collate(self, examples: list[dict]) -> dict[str, Tensor]:
         """A batch: labels (batch,), task_ids (batch,), choices (batch, most choices) True where there is
-        one, owner (pairs,) the row of every choice, and {name: tokens}."""
+        one, owner (pairs,) the row of every choice, and what `tokenize` adds."""
         counts = torch.tensor([len(example["choices"]) for example in examples])
         return {
             "labels": torch.tensor([example["label"] for example in examples]),
             "task_ids": torch.tensor([example["task_ids"] for example in examples]),
             "choices": torch.arange(counts.max()) < counts[:, None],
             "owner": torch.arange(len(examples)).repeat_interleave(counts),
-            "tokens": self.tokenize(examples),
+            **self.tokenize(examples),
         }
 
-    def forward(self, labels, task_ids, choices, owner, tokens) -> dict[str, Tensor]:
+    def forward(self, labels, task_ids, choices, owner, **tokens) -> dict[str, Tensor]:
         """The loss, a mean over the rows, and the number of the best choice, (batch,)."""
-        scores, loss = self.scores(labels, task_ids, choices, owner, **tokens)
+        half = self.model.dtype == torch.bfloat16
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=half):
+            scores, loss = self.scores(labels, task_ids, choices, owner, **tokens)
         return {"loss": loss + F.cross_entropy(scores, labels), "choice": scores.argmax(1)}
 
     def call(self, task_ids: Tensor, **inputs):
@@ -134,23 +141,51 @@ class EncoderChooser(Chooser):
         return [module for module in known if module is not None]
 
 
-def load_chooser(name: str, max_length: int = 256, dtype: torch.dtype | None = None) -> Chooser:
+def load_chooser(
+    name: str,
+    max_length: int = 256,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    dropout: float = 0.0,
+) -> Chooser:
     """A pretrained model, as the chooser of its kind.
 
     Args:
         name: on the Hugging Face hub, or a local folder.
         max_length: tokens of a prompt.
         dtype: of the model; None: bfloat16 on a GPU that has it, else float32. (T5 overflows in float16.)
+            A head that the model does not have yet is float32: it is trained, and bfloat16 loses small steps.
+        attention: implementation of attention, `attn_implementation` of transformers; None: its own choice.
+        dropout: of the pretrained model in training, everywhere.
     """
     if dtype is None:
         gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if gpu else torch.float32
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    if transformers.AutoConfig.from_pretrained(name).is_encoder_decoder:
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, dtype=dtype)
+    config = transformers.AutoConfig.from_pretrained(name)
+    for option in filter(re.compile("dropout|pdrop").search, config.to_dict()):
+        setattr(config, option, dropout)
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention}
+    if config.is_encoder_decoder:
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         return EncoderDecoderChooser(model, tokenizer, max_length)
-    model = transformers.AutoModelForMultipleChoice.from_pretrained(name, dtype=dtype)
-    return EncoderChooser(model, tokenizer, max_length)
+    with _without_load_report():
+        model = transformers.AutoModelForMultipleChoice.from_pretrained(name, **options)
+    chooser = EncoderChooser(model, tokenizer, max_length)
+    for module in chooser.head:
+        module.float()
+    return chooser
+
+
+@contextlib.contextmanager
+def _without_load_report():
+    """It would warn that the head is new, which is what it is for."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _by_row(values, choices, missing):

@@ -83,11 +83,7 @@ class Run:
     @property
     def parts(self) -> tuple[str, ...]:
         """What few-shot transfer may train: routing alone only where it is learned."""
-        return ("routing", "all") if _learns_routing(self.adapter) else ("all",)
-
-
-def _learns_routing(adapter):
-    return adapter != methods.PRIVATE and mtp.METHODS[methods.ADAPTERS[adapter]["method"]].routed
+        return ("routing", "all") if methods.learns_routing(self.adapter) else ("all",)
 
 
 def execute(run: Run) -> dict:
@@ -105,7 +101,7 @@ def execute(run: Run) -> dict:
         "train": by_task(exact_match(model, test), test["task_ids"]),
         "train_seconds": time.perf_counter() - start,
     }
-    if _learns_routing(run.adapter) and not run.named:
+    if methods.learns_routing(run.adapter) and not run.named:
         similarity = routing_similarity(model)
         record["routing_correlation"] = correlation(similarity, skill_overlap(split.train))
         if run.keep_routing:
@@ -213,7 +209,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def execute_all(
-    runs: list[Run], title: str, cache: Path | None = None, workers: int | None = None
+    runs: list, title: str, cache: Path | None = None, workers: int | None = None, execute=execute
 ) -> list[dict]:
     """Executes runs in parallel processes of one thread each, with a progress bar.
 
@@ -222,11 +218,12 @@ def execute_all(
         title: of the progress bar.
         cache: folder that keeps each finished run; None: none.
         workers: processes; None: one per core.
+        execute: the function that makes a run's record.
 
     Returns:
         A record for each run, in the runs' order.
     """
-    records = {run: _read(_cache_file(cache, run)) for run in runs} if cache else dict.fromkeys(runs)
+    records = {run: _read(cache_file(cache, run)) for run in runs} if cache else dict.fromkeys(runs)
     todo = [run for run in runs if records[run] is None]
     context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
     with ProcessPoolExecutor(workers or os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
@@ -236,11 +233,12 @@ def execute_all(
             records[futures[future]] = record
             if cache:
                 cache.mkdir(parents=True, exist_ok=True)
-                _cache_file(cache, futures[future]).write_text(json.dumps(record))
+                cache_file(cache, futures[future]).write_text(json.dumps(record))
     return [records[run] for run in runs]
 
 
-def _cache_file(cache, run):
+def cache_file(cache: Path, run) -> Path:
+    """Where the record of a run is kept: its name is made from all of the run's fields."""
     key = json.dumps([CACHE_VERSION, dataclasses.asdict(run)])
     return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
@@ -364,7 +362,7 @@ def control_runs(width: int, chosen: dict, pairs) -> list[Run]:
     ]
 
 
-def provenance(module: str = "lab.experiment") -> dict:
+def provenance(module: str = "lab.experiment", device: str = "cpu") -> dict:
     """Where, when, by which module's command and with what a result was measured."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK
@@ -373,11 +371,18 @@ def provenance(module: str = "lab.experiment") -> dict:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    where = f"CPU, {cpu}, {os.cpu_count()} cores"
+    if device.startswith("cuda"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        where = (
+            f"{torch.cuda.get_device_name(device)}, driver {driver[0]}, CUDA {torch.version.cuda}, {where}"
+        )
     return {
         "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
-        "device": f"CPU, {cpu}, {os.cpu_count()} cores",
+        "device": where,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "datasets")},
     }

@@ -30,6 +30,7 @@ from .experiment import provenance
 
 FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
 ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def _option(default, help):
@@ -51,11 +52,17 @@ class Setting:
     new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")
     rows: int = _option(2000, "examples of a training task, at most")
     test_rows: int = _option(200, "examples of a task that are evaluated, at most")
+    most_choices: int = _option(4, "choices of a training example, at most; evaluation has all")
     max_length: int = _option(128, "tokens of a prompt, at most")
+    dtype: str = _option("auto", "of the pretrained model: auto (bfloat16 on a GPU), float32, bfloat16")
+    attention: str | None = _option(
+        None, "implementation of attention, for instance eager; default: automatic"
+    )
+    dropout: float = _option(0.0, "of the pretrained model, in training")
     parts: list[str] = _option(["routing", "all"], "what few-shot transfer trains")
     few_shot_seeds: list[int] = _option([*real_tasks.FEW_SHOT_SEEDS], "seeds of the few-shot sets")
     few_shot_steps: int = _option(50, "steps of few-shot transfer")
-    few_shot_lr: float = _option(1e-3, "learning rate of few-shot transfer by everything")
+    few_shot_lr: float = _option(1e-3, "learning rate of few-shot transfer by everything, routing apart")
     few_shot_router_lr: float = _option(0.1, "learning rate of few-shot transfer by routing alone")
 
     def __post_init__(self):
@@ -65,6 +72,10 @@ class Setting:
             real_tasks.find(name)
         if unknown := {*self.parts} - {"routing", "all"}:
             raise ValueError(f"parts={self.parts} must be some of routing, all; not {', '.join(unknown)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if self.most_choices < 2:
+            raise ValueError(f"most_choices={self.most_choices} must be at least 2: a right and a wrong one")
 
 
 @dataclasses.dataclass
@@ -82,13 +93,15 @@ class Arguments(transformers.TrainingArguments):
     report_to: str = "none"
     dataloader_pin_memory: bool = torch.cuda.is_available()
     remove_unused_columns: bool = False  # the collator needs the texts
+    include_num_input_tokens_seen: str = "non_padding"
     label_names: list[str] = dataclasses.field(default_factory=lambda: ["labels", "task_ids"])
 
 
 def make_chooser(setting: Setting, seed: int) -> Chooser:
     """The pretrained model with its adapter and, if it has one, a trainable head."""
     transformers.set_seed(seed)
-    chooser = load_chooser(setting.model, setting.max_length)
+    dtype = DTYPES[setting.dtype]
+    chooser = load_chooser(setting.model, setting.max_length, dtype, setting.attention, setting.dropout)
     chooser.requires_grad_(False)  # what is not adapted stays as it is
     if setting.adapter != FROZEN:
         where = {"target_modules": chooser.target_modules}
@@ -112,7 +125,9 @@ def _examples(name, task_id, setting, split, rows):
     """Examples of one task: in training with all its prompts, otherwise with the first."""
     found = real_tasks.load(name, split, setting.data)
     found = found.shuffle(seed=0).select(range(min(rows, len(found))))
-    return real_tasks.examples(name, found, task_id, None if split == "train" else 1)
+    if split == "train":
+        return real_tasks.examples(name, found, task_id, most_choices=setting.most_choices)
+    return real_tasks.examples(name, found, task_id, prompts=1)
 
 
 def accuracy_by_task(evaluated: transformers.EvalPrediction, names: dict[int, str]) -> dict[str, float]:
@@ -137,7 +152,7 @@ def make_trainer(
         groups = mtp.parameter_groups(chooser.model, lr, router_lr)
     else:
         groups = [{"params": [p for p in chooser.parameters() if p.requires_grad], "lr": lr}]
-    return transformers.Trainer(
+    trainer = transformers.Trainer(
         chooser,
         args=arguments,
         data_collator=chooser.collate,
@@ -146,14 +161,17 @@ def make_trainer(
         compute_metrics=functools.partial(accuracy_by_task, names=names),
         optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
     )
+    if arguments.disable_tqdm:  # who wants no bar wants no lines in its place
+        trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
 
 
 def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
     """Trains an adapter on all training tasks; goes on from the last checkpoint in the output folder.
 
     Returns:
-        The chooser, and a record: parameters, losses, seconds since the last start, accuracy of each
-        training task in percent.
+        The chooser, and a record: parameters, losses, tokens read, accuracy of each training task in percent;
+        since the last start seconds and, on a GPU, bytes of memory at the peak.
     """
     chooser = make_chooser(setting, arguments.seed)
     ids = dict(enumerate(setting.tasks))
@@ -166,9 +184,13 @@ def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
     if sum(record["parameters"].values()):
         folder = Path(arguments.output_dir)
         last = get_last_checkpoint(folder) if folder.is_dir() else None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         trained = trainer.train(resume_from_checkpoint=last).metrics
         record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         record["seconds"] = trained["train_runtime"]
+        record["tokens"] = trainer.state.num_input_tokens_seen
+        record["memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     measured = trainer.evaluate()
     record["train"] = {name: measured[f"eval_{name}"] for name in setting.tasks}
     return chooser, record
@@ -183,13 +205,20 @@ def count(chooser: Chooser) -> dict[str, int]:
     return adapter | {"head": trained - sum(adapter.values())}
 
 
-def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[dict]:
+def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: bool = True) -> list[dict]:
     """Transfers a trained chooser to every new task, before any training and from every few-shot set.
+
+    Args:
+        chooser: from `multi_task`; it stays as it is.
+        setting: new tasks, parts, seeds and rates.
+        arguments: batch sizes and the like.
+        before: also evaluate it before any training on the new task.
 
     Returns:
         Records with task, part, seed, accuracy in percent; part and seed are None before any training.
     """
-    ways = [(None, None), *itertools.product(_parts(chooser, setting.parts), setting.few_shot_seeds)]
+    parts = [part for part in setting.parts if part in _trainable_parts(chooser)]
+    ways = [(None, None)] * before + [*itertools.product(parts, setting.few_shot_seeds)]
     quiet = dataclasses.replace(
         arguments,
         max_steps=setting.few_shot_steps,
@@ -198,10 +227,16 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[d
         logging_strategy="no",
         disable_tqdm=True,
     )
-    rates = setting.few_shot_lr, setting.few_shot_router_lr
+    rates = {
+        "routing": (setting.few_shot_lr, setting.few_shot_router_lr),
+        "all": (setting.few_shot_lr, setting.router_lr),
+        None: (0.0, 0.0),  # it is not trained
+    }
     new_id = len(setting.tasks) if hasattr(chooser.model, "adaptation") else 0
     bar = tqdm(
-        total=len(setting.new_tasks) * len(ways), desc="few-shot transfer", disable=not quiet.should_log
+        total=len(setting.new_tasks) * len(ways),
+        desc="few-shot transfer",
+        disable=arguments.disable_tqdm or not quiet.should_log,
     )
     records = []
     for name in setting.new_tasks:
@@ -209,9 +244,9 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[d
         for part, seed in ways:
             learner, train = _learner(chooser, setting, part, arguments.seed), None
             if part is not None:
-                train = real_tasks.examples(name, real_tasks.load_few_shot(name, seed, setting.data), new_id)
-            trainer = make_trainer(learner, quiet, *rates, {new_id: name}, train, test)
-            trainer.remove_callback(transformers.PrinterCallback)
+                few = real_tasks.load_few_shot(name, seed, setting.data)
+                train = real_tasks.examples(name, few, new_id, most_choices=setting.most_choices)
+            trainer = make_trainer(learner, quiet, *rates[part], {new_id: name}, train, test)
             if train is not None:
                 trainer.train()
             accuracy = trainer.evaluate()["eval_accuracy"]
@@ -220,11 +255,10 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments) -> list[d
     return records
 
 
-def _parts(chooser, parts):
-    """What few-shot transfer can train in this chooser."""
-    routing = hasattr(chooser.model, "adaptation") and methods.count_parameters(chooser.model)["routing"] > 0
-    anything = any(p.requires_grad for p in chooser.parameters())
-    return [part for part in parts if (routing if part == "routing" else anything)]
+def _trainable_parts(chooser):
+    """What few-shot transfer can train in a chooser: an encoder-decoder without adapter has nothing."""
+    counts = count(chooser)
+    return ["routing"] * (counts["routing"] > 0) + ["all"] * (sum(counts.values()) > 0)
 
 
 def _learner(chooser, setting, part, seed):

@@ -59,6 +59,11 @@ def _make_private(model, n_tasks):
         layer.A.fill_(variance=n_tasks / (3 * layer.in_features), weight=1.0)  # each skill alone as a LoRA
 
 
+def learns_routing(name: str) -> bool:
+    """Whether an adapter has routing that is learned."""
+    return name != PRIVATE and mtp.METHODS[ADAPTERS[name]["method"]].routed
+
+
 def count_parameters(model) -> dict[str, int]:
     """Trainable parameters of an adapted model: {"factors": ..., "routing": ...}."""
     counts = {"factors": 0, "routing": 0}

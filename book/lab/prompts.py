@@ -1,8 +1,8 @@
 """The real tasks of chapter 9: for each, where its data set is, prompts, answer choices and the label.
 
 Every task becomes a prompt and a few answer choices, one of which is right. A template takes columns of
-the data set in braces. The prompts were written for this book. Questions stand before long passages, so
-that cutting a passage off leaves the question.
+the data set in braces. The prompts were written for this book. In the first prompt, which evaluation uses,
+the question stands before a long passage, so that cutting the passage off leaves the question.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ def _anli(number):
     return Prompted(
         "facebook/anli",
         (
-            '{premise}\nFrom this alone, is it true that "{hypothesis}"? Yes, no, or maybe?',
             "Statement: {hypothesis}\nDoes the text say so? Yes, maybe or no?\nText: {premise}",
+            '{premise}\nFrom this alone, is it true that "{hypothesis}"? Yes, no, or maybe?',
         ),
         YES_MAYBE_NO,
         splits=(f"train_r{number}", f"dev_r{number}"),
@@ -59,16 +59,16 @@ HELD_OUT = {
     "rte": Prompted(
         "aps/super_glue:rte",
         (
-            '{premise}\nDoes it follow that "{hypothesis}"? Yes or no?',
             "Claim: {hypothesis}\nIs the claim supported by this text? {premise}",
+            '{premise}\nDoes it follow that "{hypothesis}"? Yes or no?',
         ),
         ("Yes", "No"),
     ),
     "cb": Prompted(
         "aps/super_glue:cb",
         (
-            '{premise}\nDoes the speaker mean that "{hypothesis}"? Yes, no, or maybe?',
             "Claim: {hypothesis}\nIs the claim true, given what is said here? {premise}",
+            '{premise}\nDoes the speaker mean that "{hypothesis}"? Yes, no, or maybe?',
         ),
         ("Yes", "No", "Maybe"),
     ),

@@ -11,6 +11,7 @@ few rows of each task, written by hand.
 """
 
 import json
+import random
 from pathlib import Path
 
 import datasets
@@ -32,6 +33,7 @@ FEW_SHOT = {
     "anli_r3": ("anli-r3", 50),
 }
 FEW_SHOT_SEEDS = (0, 1, 32, 42, 1024)
+FEW_SHOT_ROWS = 32  # of a task that T-Few has no few-shot sets for
 FEW_SHOT_ADDRESS = "https://raw.githubusercontent.com/r-three/t-few/master/data"
 
 
@@ -60,10 +62,10 @@ def load(name: str, split: str, data: str | Path | None = None) -> datasets.Data
 
 
 def load_few_shot(name: str, seed: int, data: str | Path | None = None) -> datasets.Dataset:
-    """The few training examples of a held-out task that T-Few drew with a seed.
+    """A few training examples: those that T-Few drew with a seed, or for other tasks 32 drawn here.
 
     Args:
-        name: a key of `prompts.HELD_OUT`.
+        name: a key of `prompts.TASKS`.
         seed: one of `FEW_SHOT_SEEDS`.
         data: a folder as above; None: T-Few's repository.
 
@@ -74,6 +76,9 @@ def load_few_shot(name: str, seed: int, data: str | Path | None = None) -> datas
         As `load`.
     """
     find(name)
+    if name not in FEW_SHOT:
+        rows = load(name, "train", data).shuffle(seed=seed)
+        return rows.select(range(min(FEW_SHOT_ROWS, len(rows))))
     folder, shots = FEW_SHOT[name]
     place = f"few_shot/{folder}/{shots}_shot/{seed}_seed.jsonl"
     if data is not None:
@@ -81,7 +86,13 @@ def load_few_shot(name: str, seed: int, data: str | Path | None = None) -> datas
     return datasets.load_dataset("json", data_files=f"{FEW_SHOT_ADDRESS}/{place}", split="train")
 
 
-def examples(name: str, rows: datasets.Dataset, task_id: int, prompts: int | None = None) -> datasets.Dataset:
+def examples(
+    name: str,
+    rows: datasets.Dataset,
+    task_id: int,
+    prompts: int | None = None,
+    most_choices: int | None = None,
+) -> datasets.Dataset:
     """Words the rows of a data set as prompts with answer choices.
 
     Args:
@@ -89,6 +100,8 @@ def examples(name: str, rows: datasets.Dataset, task_id: int, prompts: int | Non
         rows: from `load` or `load_few_shot`.
         task_id: for the model.
         prompts: how many of the task's prompts are used, in turn, row after row; None: all.
+        most_choices: keep the right choice and as many of the others, at random, as make this number;
+            None: keep all.
 
     Returns:
         A data set with the columns `prompt` (text), `choices` (list of texts), `label` (number of the right
@@ -105,6 +118,10 @@ def examples(name: str, rows: datasets.Dataset, task_id: int, prompts: int | Non
             prompt, choices, label = word(task, row, templates[i % len(templates)])
         except ValueError as error:
             raise ValueError(f"{name}, row {i} of {_source(rows)}: {error}") from None
+        if most_choices is not None and most_choices < len(choices):
+            wrong = random.Random(i).sample([c for c in range(len(choices)) if c != label], most_choices - 1)
+            kept = sorted([label, *wrong])
+            choices, label = [choices[c] for c in kept], kept.index(label)
         worded.append(
             {"prompt": prompt, "choices": choices, "label": label, "task_ids": task_id, "task": name}
         )
