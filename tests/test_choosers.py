@@ -44,7 +44,7 @@ def make_examples():
 def score(chooser, examples):
     batch = chooser.collate(examples)
     with torch.no_grad():
-        return chooser.scores(**batch | batch.pop("tokens"))[0]
+        return chooser.scores(**batch)[0]
 
 
 def test_encoder_decoder_scores_by_the_models_own_loss():
@@ -176,7 +176,7 @@ def test_a_state_dict_holds_what_is_trainable_and_loads(kind):
 def test_long_prompts_are_cut_at_their_end(kind):
     examples = [e | {"prompt": e["prompt"] + " the" * 500} for e in make_examples()]
     batch = make_chooser(kind, max_length=40).collate(examples)
-    assert batch["tokens"]["input_ids"].shape[1] == 40
+    assert batch["input_ids"].shape[1] == 40
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,6 +187,38 @@ def test_load_chooser_knows_the_kind_of_a_folder(kind, tmp_path):
     loaded = choosers.load_chooser(tmp_path)
     assert type(loaded) is KINDS[kind]
     torch.testing.assert_close(score(loaded.eval(), make_examples()), score(chooser, make_examples()))
+
+
+@each_kind
+def test_a_bfloat16_chooser_trains_its_adapter_and_head_in_float32(kind, tmp_path):
+    whole = make_chooser(kind)
+    whole.model.save_pretrained(tmp_path)
+    whole.tokenizer.save_pretrained(tmp_path)
+    half = choosers.load_chooser(tmp_path, dtype=torch.bfloat16)
+    mtp.adapt(half.model, make_config("tensorpoly-1", half.target_modules, n_tasks=len(NAMES)))
+    for module in half.head:
+        module.requires_grad_(True)
+    assert half.model.dtype == torch.bfloat16
+    assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
+    batch = whole.collate(make_examples())
+    loss = half(**batch)["loss"]
+    torch.testing.assert_close(loss, whole(**batch)["loss"], rtol=0.02, atol=0.02)
+    loss.backward()
+    assert all(p.grad.abs().max() > 0 for module in half.head for p in module.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@each_kind
+def test_dropout_is_what_was_asked_for(kind, dropout, tmp_path):
+    chooser = make_chooser(kind)
+    chooser.model.save_pretrained(tmp_path)
+    chooser.tokenizer.save_pretrained(tmp_path)
+    loaded = choosers.load_chooser(tmp_path, dropout=dropout, attention="eager").train()
+    found = {module.p for module in loaded.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == {dropout} and loaded.model.config._attn_implementation == "eager"
+    batch = loaded.collate(make_examples())
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch)["loss"], loaded(**batch)["loss"]) == (dropout == 0)
 
 
 def test_every_worded_example_can_be_collated():

@@ -95,11 +95,31 @@ def test_the_label_points_to_the_right_answer(name, right):
 def test_prompts_take_turns_in_training_and_the_first_serves_for_evaluation():
     rows = real_tasks.load("rte", "train", real_tasks.FIXTURES)
     first, second = real_tasks.examples("rte", rows, 0)["prompt"][:2]
-    assert first.startswith(rows[0]["premise"]) and second.startswith("Claim:")
+    assert first.startswith("Claim:") and second.startswith(rows[1]["premise"])
     assert all(
-        prompt.startswith(row["premise"])
+        prompt.startswith("Claim:") and prompt.endswith(row["premise"])
         for prompt, row in zip(real_tasks.examples("rte", rows, 0, prompts=1)["prompt"], rows, strict=True)
     )
+
+
+@pytest.mark.parametrize("name", ["qasc", "trec", "rte"])
+def test_fewer_choices_keep_the_right_one_and_their_order(name):
+    rows = real_tasks.load(name, "train", real_tasks.FIXTURES)
+    whole, few = (real_tasks.examples(name, rows, 0, most_choices=n) for n in (None, 3))
+    for every, some in zip(whole, few, strict=True):
+        assert len(some["choices"]) == min(3, len(every["choices"]))
+        assert some["choices"][some["label"]] == every["choices"][every["label"]]
+        places = [every["choices"].index(choice) for choice in some["choices"]]
+        assert places == sorted(places)
+    again = real_tasks.examples(name, rows, 0, most_choices=3)
+    assert again["choices"][:] == few["choices"][:]
+
+
+def test_few_shot_sets_of_other_tasks_are_drawn_from_their_training_rows():
+    rows = real_tasks.load("multirc", "train", real_tasks.FIXTURES)
+    drawn = real_tasks.load_few_shot("multirc", 1, real_tasks.FIXTURES)
+    assert len(drawn) == min(real_tasks.FEW_SHOT_ROWS, len(rows))
+    assert all(row in rows.to_list() for row in drawn.to_list())
 
 
 # What bad input gets.

@@ -193,25 +193,34 @@ def test_seq2seq_trainer_predicts_with_generate(method, tmp_path):
 SCRIPT = Path(__file__).parent / "distributed.py"
 
 
-@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
-def test_two_processes_train_like_one(launcher, tmp_path):
+@pytest.mark.parametrize(
+    "launcher, way",
+    [
+        ("torch.distributed.run", "ddp"),
+        ("torch.distributed.run", "fsdp"),
+        ("accelerate.commands.launch", "ddp"),
+    ],
+)
+def test_two_processes_train_like_one(launcher, way, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    two = {"torch.distributed.run": ["--nproc_per_node=2", f"--master_port={port}"]}.get(
-        launcher,
-        [
-            "--cpu",
+    two = {
+        "torch.distributed.run": ["--nproc_per_node=2", f"--master_port={port}"],
+        # with --cpu it would start one process, without MPI
+        "accelerate.commands.launch": [
+            "--multi_gpu",
             "--num_processes=2",
             "--num_machines=1",
             "--mixed_precision=no",
+            "--dynamo_backend=no",
             f"--main_process_port={port}",
         ],
-    )
+    }[launcher]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for arguments, file in ((["-m", launcher, *two], "two.pt"), ([], "one.pt")):
+    for arguments, *script in ((["-m", launcher, *two], "two.pt", way), ([], "one.pt", "alone")):
         subprocess.run(
-            [sys.executable, *arguments, str(SCRIPT), str(tmp_path / file)],
+            [sys.executable, *arguments, str(SCRIPT), str(tmp_path / script[0]), script[1]],
             env=environment,
             check=True,
             timeout=300,
