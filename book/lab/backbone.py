@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, utils
 
 from . import tasks
 from .training import encode, exact_match
 
+utils.logging.disable_progress_bar()  # loading a few megabytes needs no bar
 WEIGHTS = Path(__file__).parent / "weights"
 # Each width has a learning rate of its own: what trains one does not train the other.
 PRETRAINING = {64: {"lr": 3e-3, "steps": 1200}, 256: {"lr": 4e-4, "steps": 1500}}

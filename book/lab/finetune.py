@@ -45,8 +45,9 @@ class Setting:
     model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
     adapter: str = _option("TensorPoly-I", f"one of {', '.join(ADAPTERS)}")
     budget: int = _option(16, "every adapter gets about the factors of a LoRA of this rank")
-    lr: float = _option(3e-3, "learning rate of factors and head")
+    lr: float = _option(1e-2, "learning rate of factors; of the head, if there is no adapter")
     router_lr: float = _option(0.1, "learning rate of routing logits")
+    head_lr: float = _option(1e-3, "learning rate of an encoder's head, beside any adapter")
     data: str | None = _option(None, "folder of data sets (see lab.real_tasks); default: the hub")
     tasks: list[str] = _option([*prompts.TRAIN], "training tasks")
     new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")
@@ -143,15 +144,21 @@ def make_trainer(
     arguments: transformers.TrainingArguments,
     lr: float,
     router_lr: float,
+    head_lr: float,
     names: dict[int, str],
     train: datasets.Dataset | None = None,
     test: datasets.Dataset | None = None,
 ) -> transformers.Trainer:
-    """A `transformers.Trainer` with the adapter's parameter groups and an accuracy for each task."""
+    """A `transformers.Trainer` with a rate for factors, routing and head, and an accuracy for each task."""
+    head = [p for module in chooser.head for p in module.parameters() if p.requires_grad]
     if hasattr(chooser.model, "adaptation"):
         groups = mtp.parameter_groups(chooser.model, lr, router_lr)
+        of_head = {id(p) for p in head}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in of_head]
+        groups = [group for group in [*groups, {"params": head, "lr": head_lr}] if group["params"]]
     else:
-        groups = [{"params": [p for p in chooser.parameters() if p.requires_grad], "lr": lr}]
+        groups = [{"params": head, "lr": lr}]
     trainer = transformers.Trainer(
         chooser,
         args=arguments,
@@ -177,9 +184,8 @@ def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
     ids = dict(enumerate(setting.tasks))
     test = [_examples(name, i, setting, "validation", setting.test_rows) for i, name in ids.items()]
     test = datasets.concatenate_datasets(test)
-    trainer = make_trainer(
-        chooser, arguments, setting.lr, setting.router_lr, ids, mixture(setting, arguments.seed), test
-    )
+    rates = setting.lr, setting.router_lr, setting.head_lr
+    trainer = make_trainer(chooser, arguments, *rates, ids, mixture(setting, arguments.seed), test)
     record = {"parameters": count(chooser)}
     if sum(record["parameters"].values()):
         folder = Path(arguments.output_dir)
@@ -228,9 +234,9 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: b
         disable_tqdm=True,
     )
     rates = {
-        "routing": (setting.few_shot_lr, setting.few_shot_router_lr),
-        "all": (setting.few_shot_lr, setting.router_lr),
-        None: (0.0, 0.0),  # it is not trained
+        "routing": (0.0, setting.few_shot_router_lr, 0.0),
+        "all": (setting.few_shot_lr, setting.router_lr, setting.head_lr),
+        None: (0.0, 0.0, 0.0),  # it is not trained
     }
     new_id = len(setting.tasks) if hasattr(chooser.model, "adaptation") else 0
     bar = tqdm(

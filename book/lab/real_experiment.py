@@ -50,7 +50,7 @@ class Profile:
     held_out: tuple[str, ...] = tuple(prompts.HELD_OUT)
     rates: dict = dataclasses.field(
         default_factory=lambda: {
-            "lr": LEARNING_RATES[2:6],  # 0.001 to 0.03
+            "lr": LEARNING_RATES[3:6],  # 0.003 to 0.03
             "routing": LEARNING_RATES[5:8],  # 0.03 to 0.3
             "all": LEARNING_RATES[2:5],  # 0.001 to 0.01
         }
@@ -85,7 +85,7 @@ PROFILES = {
             "max_length": 64,
             "few_shot_steps": 15,
             "dtype": "bfloat16",  # as on a GPU
-            "attention": "eager",  # torch's own takes twice the time of the whole step in bfloat16 on a CPU
+            "attention": "eager",  # with torch's own a bfloat16 step takes half as long again on a CPU
         },
         arguments={"max_steps": 300, "use_cpu": True},
         search_steps=150,

@@ -53,6 +53,59 @@ def table(records: list[dict]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def read_if_measured(path: str | Path) -> dict | None:
+    """A file that `lab.real_experiment` wrote; None, and a line that says so, where there is none."""
+    path = Path(path)
+    if path.exists():
+        return json.loads(path.read_text())
+    print(f"{path.name}: not measured yet")
+    return None
+
+
+def real_accuracies(recorded: dict) -> pandas.DataFrame:
+    """Accuracies of `lab.real_experiment`, in percent, one row for each run, stage and task.
+
+    Returns:
+        Columns: adapter, seed, stage, task, accuracy. The stages are `training tasks`, and for the held-out
+        tasks `before` any training on them, after training `routing alone` or `everything`, as means over
+        the few-shot sets; `transfer` is `routing alone` where routing is learned and `everything` elsewhere.
+    """
+    rows, stages = [], {None: "before", "routing": "routing alone", "all": "everything"}
+    for run in recorded["runs"]:
+        where = {"adapter": run["adapter"], "seed": run["seed"]}
+        for task, accuracy in run["train"].items():
+            rows.append(where | {"stage": "training tasks", "task": task, "accuracy": accuracy})
+        for trial in run["few_shot"]:
+            stage = stages[trial["part"]]
+            rows.append(where | {"stage": stage, "task": trial["task"], "accuracy": trial["accuracy"]})
+            routed = run["parameters"]["routing"] > 0
+            if trial["part"] == ("routing" if routed else "all"):
+                rows.append(rows[-1] | {"stage": "transfer"})
+    keys = ["adapter", "seed", "stage", "task"]
+    return pandas.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
+
+
+def real_table(recorded: dict) -> pandas.DataFrame:
+    """The runs of `lab.real_experiment`, as `table` has those of `lab.experiment`.
+
+    Returns:
+        Columns: width (here the model's name) and split (always 1), adapter, seed, lr; `factors`, `routing`
+        and `head`, trainable parameters; `minutes` of training, `tokens/s`, `memory (GB)`; the stages of
+        `real_accuracies`, means over tasks.
+    """
+    means = real_accuracies(recorded).groupby(["adapter", "seed", "stage"])["accuracy"].mean()
+    rows = []
+    for run in recorded["runs"]:
+        row = {"width": recorded["provenance"]["model"], "split": 1}
+        row |= {name: run[name] for name in ("adapter", "seed", "lr")} | run["parameters"]
+        if "seconds" in run:  # a frozen model without a head is not trained
+            row |= {"minutes": run["seconds"] / 60, "tokens/s": run["tokens"] / run["seconds"]}
+        if run.get("memory"):
+            row["memory (GB)"] = run["memory"] / 1e9
+        rows.append(row | means[run["adapter"], run["seed"]].to_dict())
+    return pandas.DataFrame(rows)
+
+
 def half_width(values: pandas.Series) -> float:
     """Half the width of the 95 % interval of a mean (Student's t); nan for fewer than two values."""
     values = values.dropna()
