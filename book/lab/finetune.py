@@ -47,7 +47,7 @@ class Setting:
     budget: int = _option(16, "every adapter gets about the factors of a LoRA of this rank")
     lr: float = _option(1e-2, "learning rate of factors; of the head, if there is no adapter")
     router_lr: float = _option(0.1, "learning rate of routing logits")
-    head_lr: float = _option(1e-3, "learning rate of an encoder's head, beside any adapter")
+    head_lr: float = _option(3e-3, "learning rate of an encoder's head, beside any adapter")
     data: str | None = _option(None, "folder of data sets (see lab.real_tasks); default: the hub")
     tasks: list[str] = _option([*prompts.TRAIN], "training tasks")
     new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")

@@ -34,7 +34,13 @@ from lab.notebook import ready
 
 ready()"""
 
-METADATA = {"cellView": "form", "tags": ["hide-input"]}  # folded on Colab and on the site
+# Folded on Colab, in Jupyter and on the site.
+METADATA = {
+    "cellView": "form",
+    "jupyter": {"source_hidden": True},
+    "mystnb": {"code_prompt_show": "Set up", "code_prompt_hide": "Set up"},
+    "tags": ["hide-input"],
+}
 
 
 def ready() -> None:
