@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format lab chapters backbones clean
+.PHONY: help book test lint format lab chapters backbones rehearsal clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,9 @@ chapters: $(READY)  ## execute the notebooks in place, after a change, and recor
 
 backbones: $(READY)  ## pretrain the backbones again: book/lab/weights
 	cd book && ../$(BIN)/python -m lab.backbone --width 64 && ../$(BIN)/python -m lab.backbone --width 256
+
+rehearsal: $(READY)  ## run chapter 9 as Colab would, in a fresh environment (pip needs a network)
+	$(BIN)/python tests/rehearse_colab.py
 
 clean:  ## remove what was built, and the environment
 	rm -rf .venv _build

@@ -155,6 +155,35 @@ def test_a_new_task_of_private_adapters_starts_as_the_base_model(model, tmp_path
     )
 
 
+def test_each_part_of_a_chooser_has_its_rate(model, tmp_path):
+    """An encoder: factors, routing and head in a group each, every trainable parameter in one of them."""
+    _, tokenizer = load_backbone(64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+    transformers.BertForMultipleChoice(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    for adapter, rates in (("TensorPoly-I", [0.5, 0.25, 0.125]), ("LoRA", [0.5, 0.125]), ("frozen", [0.5])):
+        setting, arguments = parse(options(tmp_path / "bert", tmp_path, adapter=adapter, budget=2))
+        chooser = finetune.make_chooser(setting, seed=0)
+        trainer = finetune.make_trainer(chooser, arguments, 0.5, 0.25, 0.125, {})
+        groups = trainer.optimizer.param_groups
+        assert [group["lr"] for group in groups] == rates
+        trained = [id(p) for group in groups for p in group["params"]]
+        assert sorted(trained) == sorted(id(p) for p in chooser.parameters() if p.requires_grad)
+        counts = [sum(p.numel() for p in group["params"]) for group in groups]
+        assert counts == [n for n in finetune.count(chooser).values() if n]
+
+
+def test_it_evaluates_while_it_trains(model, tmp_path):
+    finetune.main(options(model, tmp_path, eval_strategy="steps", eval_steps=2))
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    evaluated = [entry for entry in state["log_history"] if "eval_accuracy" in entry]
+    assert [entry["step"] for entry in evaluated] == [2, 4, 6]
+    for entry in evaluated:
+        own = [entry[f"eval_{name}"] for name in TASKS]
+        assert entry["eval_accuracy"] == pytest.approx(sum(own) / len(own))
+
+
 def test_help_lists_tasks_and_trainers_arguments(capsys):
     with pytest.raises(SystemExit):
         finetune.main(["--help"])
@@ -167,6 +196,15 @@ def test_defaults_hold_out_what_they_transfer_to():
     assert not {*setting.tasks} & {*setting.new_tasks} and not {*prompts.DEVELOPMENT} & {*setting.tasks}
 
 
-def test_unknown_adapter_is_named(model, tmp_path):
-    with pytest.raises(ValueError, match="adapter='DoRA'.*TensorPoly-I"):
-        finetune.main(options(model, tmp_path, adapter="DoRA"))
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("adapter", "DoRA", "adapter='DoRA'.*TensorPoly-I"),
+        ("parts", "head", "parts=.*'head'.* must be some of routing, all"),
+        ("dtype", "float16", "dtype='float16' must be one of auto, float32, bfloat16"),
+        ("most_choices", 1, "most_choices=1 must be at least 2"),
+    ],
+)
+def test_wrong_arguments_are_named(model, tmp_path, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        finetune.main(options(model, tmp_path, **{name: value}))

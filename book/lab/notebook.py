@@ -23,7 +23,7 @@ import sys
 REPOSITORY = ""  # the book's address, filled in where it is published
 if not os.path.exists("lab/notebook.py"):  # this notebook is alone, as on Colab
     if not REPOSITORY:
-        advice = "open it in the folder `book` of a clone, or write REPOSITORY's address"
+        advice = "open it in the folder `book` of a clone, or write an address above"
         raise ModuleNotFoundError(f"this notebook is not in its folder: {advice}")
     if not os.path.exists("minitensorpoly-book"):
         command = ["git", "clone", "--quiet", "--depth=1", REPOSITORY]
