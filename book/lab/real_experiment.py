@@ -66,7 +66,7 @@ PROFILES = {
         transfer=tuple(prompts.DEVELOPMENT),
         seeds=(1, 2, 3),
         few_shot_seeds=real_tasks.FEW_SHOT_SEEDS,
-        setting={"budget": 16, "test_rows": 500, "few_shot_steps": 50},
+        setting={"budget": 16, "test_rows": 500, "few_shot_steps": 30},
         arguments={"max_steps": 1000, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 64},
     ),
     # For two cores in an hour and a half. Eight of the training tasks serve as development tasks, so that the
