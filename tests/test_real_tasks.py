@@ -1,5 +1,6 @@
 """Real tasks: every prompt on hand-written rows with the hub's columns, and on real data if there is any."""
 
+import dataclasses
 import json
 import os
 import string
@@ -128,7 +129,7 @@ def test_few_shot_sets_of_other_tasks_are_drawn_from_their_training_rows():
 def _folder(tmp_path, lines) -> Path:
     file = tmp_path / "tasks" / "rte" / "train.jsonl"
     file.parent.mkdir(parents=True)
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="surrogateescape")
     return tmp_path
 
 
@@ -145,10 +146,37 @@ def test_missing_file_is_named(tmp_path):
         real_tasks.load("rte", "validation", _folder(tmp_path, [GOOD]))
 
 
-@pytest.mark.parametrize("line, problem", [("{broken", "not JSON"), ("[1, 2]", "not a JSON object")])
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ("{broken", "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ('{"premise": "It rained.", "label": 1}', r"columns \['hypothesis'\] are not those of row 0"),
+        ('{"premise": "\udcff"}', "not JSON in UTF-8"),
+    ],
+)
 def test_unreadable_line_is_named(tmp_path, line, problem):
     with pytest.raises(ValueError, match=rf"rte.train\.jsonl, row 1: {problem}"):
         real_tasks.load("rte", "train", _folder(tmp_path, [GOOD, line]))
+
+
+def test_a_column_of_two_types_is_named(tmp_path):
+    line = json.dumps(json.loads(GOOD) | {"premise": {"text": "It rained."}})
+    with pytest.raises(ValueError, match=r"rte.train\.jsonl: a column changes its type between rows"):
+        real_tasks.load("rte", "train", _folder(tmp_path, [GOOD, line]))
+
+
+def test_a_missing_value_names_set_file_row_and_column(tmp_path):
+    line = json.dumps(json.loads(GOOD) | {"premise": None})
+    rows = real_tasks.load("rte", "train", _folder(tmp_path, [GOOD, line]))
+    with pytest.raises(ValueError, match=r"rte, row 1 of .*train\.jsonl: column 'premise' has no value"):
+        real_tasks.examples("rte", rows, 0)
+
+
+def test_one_choice_alone_is_refused(monkeypatch):
+    task = dataclasses.replace(prompts.TASKS["rte"], choices=("Yes",))
+    with pytest.raises(ValueError, match=r"\['Yes'\] are no two choices"):
+        real_tasks.word(task, json.loads(GOOD), task.prompts[0])
 
 
 def test_empty_file_is_named(tmp_path):
@@ -164,7 +192,7 @@ def test_missing_column_names_set_file_row_and_column(tmp_path):
         real_tasks.examples("rte", rows, 0)
 
 
-@pytest.mark.parametrize("label", [-1, 2, None, "x"])
+@pytest.mark.parametrize("label", [-1, 2, "x"])
 def test_label_out_of_range_names_set_file_and_row(tmp_path, label):
     bad = json.dumps(json.loads(GOOD) | {"label": label})
     rows = real_tasks.load("rte", "train", _folder(tmp_path, [bad]))

@@ -30,7 +30,8 @@ class Chooser(nn.Module):
     Args:
         model: the pretrained model, adapted or not.
         tokenizer: its tokenizer.
-        max_length: tokens of a prompt; longer ones are cut off at their end.
+        max_length: tokens of a prompt, for an encoder of prompt and choice together; the longer of the two is
+            cut off at its end.
     """
 
     target_modules: str  # the linear layers that are adapted
@@ -67,7 +68,7 @@ class Chooser(nn.Module):
 
     @property
     def head(self) -> list[nn.Module]:
-        """Modules that the pretrained model lacks and that every method trains."""
+        """Modules on top that every method trains beside the adapter."""
         return []
 
 
@@ -154,9 +155,12 @@ def load_chooser(
         name: on the Hugging Face hub, or a local folder.
         max_length: tokens of a prompt.
         dtype: of the model; None: bfloat16 on a GPU that has it, else float32. (T5 overflows in float16.)
-            A head that the model does not have yet is float32: it is trained, and bfloat16 loses small steps.
+            An encoder's head is float32: it is trained, and bfloat16 loses small steps.
         attention: implementation of attention, `attn_implementation` of transformers; None: its own choice.
         dropout: of the pretrained model in training, everywhere.
+
+    Raises:
+        ValueError: an encoder whose head this book does not know: BERT's and its likes' are known.
     """
     if dtype is None:
         gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -170,8 +174,14 @@ def load_chooser(
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name, **options)
         return EncoderDecoderChooser(model, tokenizer, max_length)
     with _without_load_report():
-        model = transformers.AutoModelForMultipleChoice.from_pretrained(name, **options)
+        model, loaded = transformers.AutoModelForMultipleChoice.from_pretrained(
+            name, **options, output_loading_info=True
+        )
     chooser = EncoderChooser(model, tokenizer, max_length)
+    of_head = {id(p) for module in chooser.head for p in module.parameters()}
+    new = [n for n, p in model.named_parameters() if n in loaded["missing_keys"] and id(p) not in of_head]
+    if new:
+        raise ValueError(f"{name}: {', '.join(new)} are not in the checkpoint, and no part of a known head")
     for module in chooser.head:
         module.float()
     return chooser

@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 2 -m lab.finetune --output_dir runs/third      # or: accelerate launch -m …
 
 It goes on where it was when it is started again with the same output_dir. What came out is written to
-OUTPUT_DIR/result.json. All arguments of `transformers.TrainingArguments` are accepted as well.
+OUTPUT_DIR/result.json. Most arguments of `transformers.TrainingArguments` are accepted as well.
 """
 
 import copy
@@ -30,6 +30,17 @@ from .experiment import provenance
 
 FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
 ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
+# Learning rates that the search of `lab.real_experiment` chose for MiniLM.
+RATES = {
+    "LoRA": 3e-3,
+    "TLoRA": 3e-3,
+    "Poly": 3e-3,
+    "MHR": 3e-3,
+    "TensorPoly-I": 1e-2,
+    "TensorPoly-II": 1e-2,
+    methods.PRIVATE: 3e-3,
+    FROZEN: 1e-2,
+}
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,8 +55,8 @@ class Setting:
 
     model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
     adapter: str = _option("TensorPoly-I", f"one of {', '.join(ADAPTERS)}")
-    budget: int = _option(16, "every adapter gets about the factors of a LoRA of this rank")
-    lr: float = _option(1e-2, "learning rate of factors; of the head, if there is no adapter")
+    budget: int = _option(16, "rank of a LoRA with as many factors; private adapters get an eighth each")
+    lr: float | None = _option(None, "learning rate of factors, or of a head alone; default: the adapter's")
     router_lr: float = _option(0.1, "learning rate of routing logits")
     head_lr: float = _option(3e-3, "learning rate of an encoder's head, beside any adapter")
     data: str | None = _option(None, "folder of data sets (see lab.real_tasks); default: the hub")
@@ -54,7 +65,9 @@ class Setting:
     rows: int = _option(2000, "examples of a training task, at most")
     test_rows: int = _option(200, "examples of a task that are evaluated, at most")
     most_choices: int = _option(4, "choices of a training example, at most; evaluation has all")
-    max_length: int = _option(128, "tokens of a prompt, at most")
+    max_length: int = _option(
+        128, "tokens of a prompt, at most; for an encoder, of prompt and choice together"
+    )
     dtype: str = _option("auto", "of the pretrained model: auto (bfloat16 on a GPU), float32, bfloat16")
     attention: str | None = _option(
         None, "implementation of attention, for instance eager; default: automatic"
@@ -69,8 +82,14 @@ class Setting:
     def __post_init__(self):
         if self.adapter not in ADAPTERS:
             raise ValueError(f"adapter={self.adapter!r} must be one of {', '.join(ADAPTERS)}")
+        self.lr = RATES[self.adapter] if self.lr is None else self.lr
         for name in [*self.tasks, *self.new_tasks]:
             real_tasks.find(name)
+        if repeated := [name for name, n in Counter([*self.tasks, *self.new_tasks]).items() if n > 1]:
+            raise ValueError(f"tasks and new_tasks name {', '.join(repeated)} more than once")
+        for name in ("budget", "rows", "test_rows", "max_length", "few_shot_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if unknown := {*self.parts} - {"routing", "all"}:
             raise ValueError(f"parts={self.parts} must be some of routing, all; not {', '.join(unknown)}")
         if self.dtype not in DTYPES:
@@ -97,6 +116,17 @@ class Arguments(transformers.TrainingArguments):
     include_num_input_tokens_seen: str = "non_padding"
     label_names: list[str] = dataclasses.field(default_factory=lambda: ["labels", "task_ids"])
 
+    def __post_init__(self):
+        instead = {"learning_rate": "lr, router_lr and head_lr", "num_train_epochs": "max_steps"}
+        for name, other in instead.items():
+            if getattr(self, name) != transformers.TrainingArguments.__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={getattr(self, name)} has no effect here; give {other}")
+        if self.fp16:
+            raise ValueError("fp16=True: T5 overflows in float16; the model's dtype is bfloat16 or float32")
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(f"one process for {self.n_gpu} GPUs: launch with torchrun or accelerate")
+
 
 def make_chooser(setting: Setting, seed: int) -> Chooser:
     """The pretrained model with its adapter and, if it has one, a trainable head."""
@@ -115,6 +145,16 @@ def make_chooser(setting: Setting, seed: int) -> Chooser:
     return chooser
 
 
+def word_all(setting: Setting) -> None:
+    """Words every row that will be needed, so that a fault in the data is found before any training."""
+    for name in setting.tasks:
+        _examples(name, 0, setting, "train", setting.rows)
+    for name in [*setting.tasks, *setting.new_tasks]:
+        _examples(name, 0, setting, "validation", setting.test_rows)
+    for name, seed in itertools.product(setting.new_tasks, setting.few_shot_seeds):
+        real_tasks.examples(name, real_tasks.load_few_shot(name, seed, setting.data), 0)
+
+
 def mixture(setting: Setting, seed: int) -> datasets.Dataset:
     """The training examples: every task is drawn equally often, whatever the size of its data set."""
     of_task = [_examples(name, i, setting, "train", setting.rows) for i, name in enumerate(setting.tasks)]
@@ -125,6 +165,7 @@ def mixture(setting: Setting, seed: int) -> datasets.Dataset:
 def _examples(name, task_id, setting, split, rows):
     """Examples of one task: in training with all its prompts, otherwise with the first."""
     found = real_tasks.load(name, split, setting.data)
+    found = found.add_column("row", list(range(len(found))))  # where it was, for messages
     found = found.shuffle(seed=0).select(range(min(rows, len(found))))
     if split == "train":
         return real_tasks.examples(name, found, task_id, most_choices=setting.most_choices)
@@ -139,38 +180,46 @@ def accuracy_by_task(evaluated: transformers.EvalPrediction, names: dict[int, st
     return {"accuracy": sum(accuracy.values()) / len(accuracy), **accuracy}
 
 
-def make_trainer(
-    chooser: Chooser,
-    arguments: transformers.TrainingArguments,
-    lr: float,
-    router_lr: float,
-    head_lr: float,
-    names: dict[int, str],
-    train: datasets.Dataset | None = None,
-    test: datasets.Dataset | None = None,
-) -> transformers.Trainer:
-    """A `transformers.Trainer` with a rate for factors, routing and head, and an accuracy for each task."""
+class AdapterTrainer(transformers.Trainer):
+    """A Trainer whose factors, routing and head learn at rates of their own, with an accuracy for each task.
+
+    Args:
+        chooser: what is trained and evaluated.
+        arguments: of Trainer.
+        rates: learning rates of factors (of the head, where there is no adapter), routing and head.
+        names: {task id: name}.
+        train, test: data sets of `real_tasks.examples`.
+    """
+
+    def __init__(self, chooser: Chooser, arguments, rates, names: dict[int, str], train=None, test=None):
+        self.rates = rates
+        super().__init__(
+            chooser,
+            arguments,
+            data_collator=chooser.collate,
+            train_dataset=train,
+            eval_dataset=test,
+            compute_metrics=functools.partial(accuracy_by_task, names=names),
+        )
+        if arguments.disable_tqdm:  # who wants no bar wants no lines in its place
+            self.remove_callback(transformers.PrinterCallback)
+
+    def create_optimizer(self, model=None):
+        """AdamW, made when Trainer wants it: after FSDP, if it is used, has cut the parameters."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.model, *self.rates), weight_decay=0.0)
+        return self.optimizer
+
+
+def parameter_groups(chooser: Chooser, lr: float, router_lr: float, head_lr: float) -> list[dict]:
+    """Groups for an optimizer: factors, routing and head, or a head alone; none is empty."""
     head = [p for module in chooser.head for p in module.parameters() if p.requires_grad]
-    if hasattr(chooser.model, "adaptation"):
-        groups = mtp.parameter_groups(chooser.model, lr, router_lr)
-        of_head = {id(p) for p in head}
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in of_head]
-        groups = [group for group in [*groups, {"params": head, "lr": head_lr}] if group["params"]]
-    else:
-        groups = [{"params": head, "lr": lr}]
-    trainer = transformers.Trainer(
-        chooser,
-        args=arguments,
-        data_collator=chooser.collate,
-        train_dataset=train,
-        eval_dataset=test,
-        compute_metrics=functools.partial(accuracy_by_task, names=names),
-        optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
-    )
-    if arguments.disable_tqdm:  # who wants no bar wants no lines in its place
-        trainer.remove_callback(transformers.PrinterCallback)
-    return trainer
+    if not hasattr(chooser.model, "adaptation"):
+        return [{"params": head, "lr": lr}]
+    of_head, groups = {id(p) for p in head}, mtp.parameter_groups(chooser.model, lr, router_lr)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in of_head]
+    return [group for group in [*groups, {"params": head, "lr": head_lr}] if group["params"]]
 
 
 def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
@@ -178,28 +227,54 @@ def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
 
     Returns:
         The chooser, and a record: parameters, losses, tokens read, accuracy of each training task in percent;
-        since the last start seconds and, on a GPU, bytes of memory at the peak.
+        if the training was not interrupted seconds; on a GPU bytes of memory at the peak.
+
+    Raises:
+        ValueError: the output folder has a checkpoint of another setting.
     """
+    folder = Path(arguments.output_dir)
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    _check_setting(folder, setting, arguments, resumed=last is not None)
     chooser = make_chooser(setting, arguments.seed)
     ids = dict(enumerate(setting.tasks))
     test = [_examples(name, i, setting, "validation", setting.test_rows) for i, name in ids.items()]
     test = datasets.concatenate_datasets(test)
     rates = setting.lr, setting.router_lr, setting.head_lr
-    trainer = make_trainer(chooser, arguments, *rates, ids, mixture(setting, arguments.seed), test)
+    trainer = AdapterTrainer(chooser, arguments, rates, ids, mixture(setting, arguments.seed), test)
     record = {"parameters": count(chooser)}
     if sum(record["parameters"].values()):
-        folder = Path(arguments.output_dir)
-        last = get_last_checkpoint(folder) if folder.is_dir() else None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trained = trainer.train(resume_from_checkpoint=last).metrics
         record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        record["seconds"] = trained["train_runtime"]
         record["tokens"] = trainer.state.num_input_tokens_seen
+        record["seconds"] = trained["train_runtime"] if last is None else None
         record["memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     measured = trainer.evaluate()
     record["train"] = {name: measured[f"eval_{name}"] for name in setting.tasks}
     return chooser, record
+
+
+def _check_setting(folder, setting, arguments, resumed):
+    """Keeps the setting beside the checkpoints; raises ValueError if a training goes on with another."""
+    of_transfer = {f.name for f in dataclasses.fields(Setting) if f.name.startswith("few_shot")}
+    now = {
+        name: value
+        for name, value in dataclasses.asdict(setting).items()
+        if name not in of_transfer | {"new_tasks", "parts"}
+    }
+    now |= {"seed": arguments.seed, "max_steps": arguments.max_steps}
+    file = folder / "setting.json"
+    if resumed and file.exists():
+        before = json.loads(file.read_text())
+        if changed := [name for name in now if now[name] != before.get(name)]:
+            differences = ", ".join(f"{name}={before.get(name)!r} (now {now[name]!r})" for name in changed)
+            raise ValueError(
+                f"{folder} has checkpoints of another run, with {differences}; take a new folder"
+            )
+    elif arguments.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def count(chooser: Chooser) -> dict[str, int]:
@@ -252,7 +327,7 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: b
             if part is not None:
                 few = real_tasks.load_few_shot(name, seed, setting.data)
                 train = real_tasks.examples(name, few, new_id, most_choices=setting.most_choices)
-            trainer = make_trainer(learner, quiet, *rates[part], {new_id: name}, train, test)
+            trainer = AdapterTrainer(learner, quiet, rates[part], {new_id: name}, train, test)
             if train is not None:
                 trainer.train()
             accuracy = trainer.evaluate()["eval_accuracy"]
@@ -277,8 +352,9 @@ def _learner(chooser, setting, part, seed):
         learner = make_chooser(dataclasses.replace(setting, adapter="LoRA", budget=rank), seed)
         for new, trained in zip(learner.head, chooser.head, strict=True):
             new.load_state_dict(trained.state_dict())
-    else:
-        learner = copy.deepcopy(chooser)
+    else:  # the frozen parameters are shared, not copied
+        frozen = {id(p): p for p in chooser.parameters() if not p.requires_grad}
+        learner = copy.deepcopy(chooser, frozen)
     if hasattr(learner.model, "adaptation"):
         mtp.add_tasks(learner.model, 1)
         mtp.train_only(learner.model, part or "all")
@@ -288,7 +364,11 @@ def _learner(chooser, setting, part, seed):
 
 
 def baselines(setting: Setting) -> dict[str, dict[str, float]]:
-    """{task: accuracy in percent of a guess, and of the most frequent label}, on the examples evaluated."""
+    """{task: accuracy in percent of a guess, and of always choosing the most frequent place of the answer}.
+
+    Both are of the examples that are evaluated. Where a task has the same choices for every row, the most
+    frequent place is the most frequent answer.
+    """
     found = {}
     for name in [*setting.tasks, *setting.new_tasks]:
         test = _examples(name, 0, setting, "validation", setting.test_rows)
@@ -302,6 +382,7 @@ def main(arguments: list[str] | None = None) -> dict:
     """The command. Returns what it writes to result.json."""
     parser = transformers.HfArgumentParser((Setting, Arguments), description=__doc__)
     setting, training = parser.parse_args_into_dataclasses(arguments)
+    word_all(setting)
     chooser, record = multi_task(setting, training)
     record["few_shot"] = few_shot(chooser, setting, training)
     record = {"provenance": provenance("lab.finetune"), "setting": dataclasses.asdict(setting), **record}

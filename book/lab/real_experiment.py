@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 
 from . import finetune, methods, prompts, real_tasks
@@ -247,8 +248,20 @@ def main(arguments: list[str] | None = None) -> dict:
     where |= {
         "command": f"python -m lab.real_experiment {options.profile}",
         "model": Path(options.model).name,
+        "workers": options.workers or os.cpu_count(),
     }
-    setting = profile.setting | {"model": options.model, "data": options.data}
+    few_shot_seeds = profile.few_shot_seeds or real_tasks.FEW_SHOT_SEEDS[: len(profile.seeds)]
+    whole = finetune.Setting(
+        model=options.model,
+        data=options.data,
+        tasks=[*profile.train],
+        new_tasks=[*profile.held_out],
+        few_shot_seeds=[*few_shot_seeds],
+        **profile.setting,
+    )
+    finetune.word_all(dataclasses.replace(whole, tasks=[*profile.train, *profile.development]))
+    of_run = {"adapter", "lr", "tasks", "new_tasks", "parts", "few_shot_seeds"}
+    setting = {name: value for name, value in dataclasses.asdict(whole).items() if name not in of_run}
 
     def make_run(adapter, seed, lr, tasks, steps=None, **transfer):
         arguments = profile.arguments | ({"max_steps": steps} if steps else {})
@@ -259,18 +272,17 @@ def main(arguments: list[str] | None = None) -> dict:
         return execute_all(runs, title, options.cache, options.workers, one)
 
     searched, chosen = search(profile, make_run, run_all)
-    tasks = {"tasks": [*profile.train], "new_tasks": [*profile.held_out]}
     result = {
         "provenance": where,
         "profile": dataclasses.asdict(profile),
-        "baselines": finetune.baselines(finetune.Setting(**tasks, **setting)),
+        "baselines": finetune.baselines(whole),
         "chosen": chosen,
         "search": searched,
         "runs": [],
     }
     for i, seed in enumerate(profile.seeds):  # all adapters of a seed, then those of the next
-        to = {"new_tasks": profile.held_out, "few_shot_seeds": profile.few_shot_seeds}
-        to["few_shot_seeds"] = to["few_shot_seeds"] or real_tasks.FEW_SHOT_SEEDS[i : i + 1]
+        own = few_shot_seeds if profile.few_shot_seeds else few_shot_seeds[i : i + 1]
+        to = {"new_tasks": profile.held_out, "few_shot_seeds": own}
         runs = []
         for adapter, rates in chosen.items():
             few_shot = tuple((part, rates[part]) for part in parts_of(adapter))

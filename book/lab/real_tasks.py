@@ -12,6 +12,7 @@ few rows of each task, written by hand.
 
 import json
 import random
+import string
 from pathlib import Path
 
 import datasets
@@ -108,7 +109,8 @@ def examples(
         choice), `task_ids` and `task`.
 
     Raises:
-        ValueError: a column is missing, or a label belongs to no choice; the message names task and row.
+        ValueError: a column or a value is missing, a label belongs to no choice, or there is one choice
+            alone; the message names task and row (by the column `row`, if rows have been shuffled).
     """
     task = find(name)
     templates = task.prompts[:prompts]
@@ -117,7 +119,7 @@ def examples(
         try:
             prompt, choices, label = word(task, row, templates[i % len(templates)])
         except ValueError as error:
-            raise ValueError(f"{name}, row {i} of {_source(rows)}: {error}") from None
+            raise ValueError(f"{name}, row {row.get('row', i)} of {_source(rows)}: {error}") from None
         if most_choices is not None and most_choices < len(choices):
             wrong = random.Random(i).sample([c for c in range(len(choices)) if c != label], most_choices - 1)
             kept = sorted([label, *wrong])
@@ -141,6 +143,8 @@ def word(task: Prompted, row: dict, template: str) -> tuple[str, list[str], int]
         choices = labels = sorted(choices)
     else:
         labels = _several(task.labels, row) or [str(i) for i in range(len(choices))]
+    if len(choices) < 2:
+        raise ValueError(f"{choices} are no two choices")
     given = str(_column(task.label, row))
     if given not in labels:
         raise ValueError(f"{task.label}={given!r} is the label of no choice; the labels are {labels}")
@@ -162,18 +166,24 @@ def _read_lines(file):
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing; a data folder has it for every task that is used")
     rows = []
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for i, line in enumerate(lines):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
             except ValueError as error:
-                raise ValueError(f"{file}, row {i}: not JSON ({error})") from None
+                raise ValueError(f"{file}, row {i}: not JSON in UTF-8 ({error})") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{file}, row {i}: not a JSON object of columns")
             rows.append(row)
+            if row.keys() != rows[0].keys():
+                differ = sorted(row.keys() ^ rows[0].keys())
+                raise ValueError(f"{file}, row {i}: columns {differ} are not those of row 0")
     if not rows:
         raise ValueError(f"{file} has no rows")
-    return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=str(file)))
+    try:
+        return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=str(file)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: a column changes its type between rows ({error})") from None
 
 
 def _source(rows):
@@ -192,12 +202,14 @@ def _column(path, row):
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"there is no column {path!r}; the columns are {sorted(row)}")
         value = value[name]
+    if value is None:
+        raise ValueError(f"column {path!r} has no value")
     return value
 
 
 def _fill(template, row):
-    lists = {name: "\n".join(map(str, x)) for name, x in row.items() if isinstance(x, list)}
-    try:
-        return template.format_map(row | lists)
-    except KeyError as error:
-        raise ValueError(f"there is no column {error}; the columns are {sorted(row)}") from None
+    fields = {field for _, field, _, _ in string.Formatter().parse(template) if field}
+    values = {field: _column(field, row) for field in fields}
+    return template.format_map(
+        {field: "\n".join(map(str, x)) if isinstance(x, list) else x for field, x in values.items()}
+    )

@@ -90,15 +90,15 @@ def real_table(recorded: dict) -> pandas.DataFrame:
 
     Returns:
         Columns: width (here the model's name) and split (always 1), adapter, seed, lr; `factors`, `routing`
-        and `head`, trainable parameters; `minutes` of training, `tokens/s`, `memory (GB)`; the stages of
-        `real_accuracies`, means over tasks.
+        and `head`, trainable parameters; `minutes` of training, `tokens/s`, `memory (GB)`, where they are
+        known; the stages of `real_accuracies`, means over tasks.
     """
     means = real_accuracies(recorded).groupby(["adapter", "seed", "stage"])["accuracy"].mean()
     rows = []
     for run in recorded["runs"]:
         row = {"width": recorded["provenance"]["model"], "split": 1}
         row |= {name: run[name] for name in ("adapter", "seed", "lr")} | run["parameters"]
-        if "seconds" in run:  # a frozen model without a head is not trained
+        if run.get("seconds"):  # not of a run that was interrupted, nor of one without a trained part
             row |= {"minutes": run["seconds"] / 60, "tokens/s": run["tokens"] / run["seconds"]}
         if run.get("memory"):
             row["memory (GB)"] = run["memory"] / 1e9
