@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format lab chapters backbones rehearsal clean
+.PHONY: help book test lint format lab gpu chapters backbones rehearsal clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,11 @@ format: $(READY)  ## mend style
 
 lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 	cd book && ../$(BIN)/python -m lab.experiment
+
+gpu: $(READY)  ## on a GPU: the experiment on real tasks, and the time of a step at T5-base's shape
+	cd book && ../$(BIN)/python -m lab.real_experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
+	cd book && ../$(BIN)/python -m lab.bench --device cuda --dtype bfloat16 --width 768 --layers 12 \
+	  --out results/bench_t5_base.json
 
 chapters: $(READY)  ## execute the notebooks in place, after a change, and record their cost
 	cd book && ../$(BIN)/python -m lab.execute

@@ -239,6 +239,12 @@ def test_defaults_hold_out_what_they_transfer_to():
     assert not {*setting.tasks} & {*setting.new_tasks} and not {*prompts.DEVELOPMENT} & {*setting.tasks}
 
 
+def test_transfer_can_be_left_for_later(model, tmp_path):
+    assert finetune.main(options(model, tmp_path, transfer=False))["few_shot"] == []
+    later = finetune.main(options(model, tmp_path))
+    assert later["few_shot"] and later["seconds"] is None  # nothing was trained again
+
+
 def test_a_run_does_not_go_on_with_another_setting(model, tmp_path):
     finetune.multi_task(*parse(options(model, tmp_path, lr=0.01)))
     finetune.multi_task(*parse(options(model, tmp_path, lr=0.01, few_shot_steps=3)))  # of transfer

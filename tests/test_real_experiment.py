@@ -130,6 +130,22 @@ def test_tables_hold_the_means_of_what_was_recorded(recorded):
     assert results.formatted(results.summary(table.reset_index(), ["transfer"])).shape == (4, 1)
 
 
+def test_a_difference_over_tasks_is_paired(recorded):
+    accuracies = results.real_accuracies(recorded)
+    difference, half = results.task_difference(accuracies, "TensorPoly-I", "LoRA", "everything")
+    pairs = []
+    for task in real_experiment.PROFILES["rehearsal"].held_out:
+        own = [
+            [t["accuracy"] for t in run["few_shot"] if (t["task"], t["part"]) == (task, "all")]
+            for name in ("TensorPoly-I", "LoRA")
+            for run in recorded["runs"]
+            if run["adapter"] == name
+        ]
+        pairs.append((sum(own[0] + own[1]) - sum(own[2] + own[3])) / 2)
+    assert difference == pytest.approx(sum(pairs) / 2)
+    assert half == pytest.approx(12.7062 * abs(pairs[0] - pairs[1]) / 2, rel=1e-4)  # t of one degree
+
+
 def test_pictures_show_every_adapter(recorded):
     adapters = [name for name in FEW if name != finetune.FROZEN]
     accuracies = results.real_accuracies(recorded)

@@ -73,6 +73,9 @@ class Setting:
         None, "implementation of attention, for instance eager; default: automatic"
     )
     dropout: float = _option(0.0, "of the pretrained model, in training")
+    transfer: bool = _option(
+        True, "few-shot transfer after training; it copies the model, which FSDP forbids"
+    )
     parts: list[str] = _option(["routing", "all"], "what few-shot transfer trains")
     few_shot_seeds: list[int] = _option([*real_tasks.FEW_SHOT_SEEDS], "seeds of the few-shot sets")
     few_shot_steps: int = _option(50, "steps of few-shot transfer")
@@ -261,7 +264,7 @@ def _check_setting(folder, setting, arguments, resumed):
     now = {
         name: value
         for name, value in dataclasses.asdict(setting).items()
-        if name not in of_transfer | {"new_tasks", "parts"}
+        if name not in of_transfer | {"new_tasks", "parts", "transfer"}
     }
     now |= {"seed": arguments.seed, "max_steps": arguments.max_steps}
     file = folder / "setting.json"
@@ -384,7 +387,7 @@ def main(arguments: list[str] | None = None) -> dict:
     setting, training = parser.parse_args_into_dataclasses(arguments)
     word_all(setting)
     chooser, record = multi_task(setting, training)
-    record["few_shot"] = few_shot(chooser, setting, training)
+    record["few_shot"] = few_shot(chooser, setting, training) if setting.transfer else []
     record = {"provenance": provenance("lab.finetune"), "setting": dataclasses.asdict(setting), **record}
     record["baselines"] = baselines(setting)
     if training.should_save:

@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> dict:
         **profile.setting,
     )
     finetune.word_all(dataclasses.replace(whole, tasks=[*profile.train, *profile.development]))
-    of_run = {"adapter", "lr", "tasks", "new_tasks", "parts", "few_shot_seeds"}
+    of_run = {"adapter", "lr", "tasks", "new_tasks", "parts", "few_shot_seeds", "transfer"}
     setting = {name: value for name, value in dataclasses.asdict(whole).items() if name not in of_run}
 
     def make_run(adapter, seed, lr, tasks, steps=None, **transfer):

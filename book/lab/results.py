@@ -12,15 +12,15 @@ from .experiment import mean
 KEYS = ["width", "adapter"]
 
 
-def read(path: str | Path) -> dict:
-    """A file that `lab.experiment` wrote.
+def read(path: str | Path, module: str = "lab.experiment") -> dict:
+    """A file that a module's command wrote.
 
     Raises:
         FileNotFoundError: nothing has been recorded there; the message says how to.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: not measured yet; run `python -m lab.experiment`")
+        raise FileNotFoundError(f"{path} does not exist: not measured yet; run `python -m {module}`")
     return json.loads(path.read_text())
 
 
@@ -104,6 +104,20 @@ def real_table(recorded: dict) -> pandas.DataFrame:
             row["memory (GB)"] = run["memory"] / 1e9
         rows.append(row | means[run["adapter"], run["seed"]].to_dict())
     return pandas.DataFrame(rows)
+
+
+def task_difference(accuracies: pandas.DataFrame, a: str, b: str, stage: str) -> tuple[float, float]:
+    """Adapter a minus adapter b over the tasks of a stage, each task's accuracy a mean over its seeds.
+
+    Args:
+        accuracies: from `real_accuracies`.
+
+    Returns:
+        The mean difference and the half-width of its 95 % interval: how it varies from task to task.
+    """
+    means = accuracies[accuracies["stage"] == stage].groupby(["adapter", "task"])["accuracy"].mean()
+    difference = means[a] - means[b]
+    return difference.mean(), half_width(difference)
 
 
 def half_width(values: pandas.Series) -> float:
