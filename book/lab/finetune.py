@@ -32,7 +32,7 @@ FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-de
 ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
 # Learning rates that the search of `lab.real_experiment` chose for MiniLM.
 RATES = {
-    "LoRA": 3e-3,
+    "LoRA": 1e-3,
     "TLoRA": 3e-3,
     "Poly": 3e-3,
     "MHR": 3e-3,
