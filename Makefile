@@ -3,16 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := minitensorpoly tests book
+CHROMIUM ?= /usr/bin/chromium
 IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/weights/*/* book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
+export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format lab gpu chapters backbones rehearsal clean
+.PHONY: help book test test-site lint format lab gpu chapters backbones rehearsal clean
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
@@ -37,6 +39,18 @@ test: lint  ## lint, run the tests, and run every notebook as a test
 	$(BIN)/python -m pytest -q --numprocesses auto
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --nbval-lax --nbval-current-env \
 	  --nbval-cell-timeout 1800 --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
+
+test-site: $(READY) $(CHROMIUM) _build/html/index.html  ## try the website in Chromium: _build/screenshots
+	$(BIN)/python -m pytest -q tests/site
+
+_build/html/index.html:
+	$(MAKE) book
+
+$(CHROMIUM):
+	@test "$(CHROMIUM)" = /usr/bin/chromium && test "$$(id -u)" = 0 && command -v apt-get > /dev/null || { \
+	  echo "The website is tested in Chromium, which is not at $(CHROMIUM)."; \
+	  echo "Install it (on Debian: apt-get install chromium), or name it: make test-site CHROMIUM=..."; exit 1; }
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check $(SOURCES)
