@@ -159,7 +159,7 @@ def real_rates(searched: dict, chosen: dict, title: str):
         chosen: {adapter: {"lr": ..., "routing": ..., "all": ...}}.
         title: of the figure.
     """
-    panels = {"lr": "training", "routing": "transfer: routing", "all": "transfer: all"}
+    panels = {"lr": "training", "routing": "transfer: routing alone", "all": "transfer: everything"}
     points = {name: {} for name in panels}  # {panel: {adapter: {rate: accuracies}}}
     for record in searched["training"]:
         own = points["lr"].setdefault(record["adapter"], {})
