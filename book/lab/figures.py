@@ -192,7 +192,7 @@ def real_panels(panels: dict[str, pandas.DataFrame], lines: dict[str, dict], tit
 
     Args:
         panels: {title: accuracies with the columns adapter and accuracy}; dots are single runs, a marker
-            with a whisker their mean and its 95 % interval.
+            their mean, with three runs or more a whisker its 95 % interval.
         lines: {title: {"chance": ..., "majority": ...}}, accuracies without any learning.
         title: of the figure.
         columns: panels side by side.
@@ -206,9 +206,8 @@ def real_panels(panels: dict[str, pandas.DataFrame], lines: dict[str, dict], tit
             values = table.loc[table["adapter"] == adapter, "accuracy"]
             color = REAL_COLORS[adapter]
             axes.plot([x] * len(values), values, "o", ms=2.5, mfc="none", mec=color, mew=0.6)
-            axes.errorbar(
-                x, values.mean(), results.half_width(values), fmt=REAL_MARKERS[adapter], color=color, ms=5
-            )
+            half = results.half_width(values) if len(values) > 2 else None  # of two it tells nothing
+            axes.errorbar(x, values.mean(), half, fmt=REAL_MARKERS[adapter], color=color, ms=5)
         seen = [*table["accuracy"], *lines[name].values()]
         axes.set_ylim(min(seen) - 6, max(seen) + 6)  # a few runs may make whiskers longer than the panel
         axes.axhline(lines[name]["chance"], color="#555555", ls=":", lw=1)
