@@ -83,7 +83,7 @@ def test_every_adapter_is_trained_and_transferred(model, tmp_path, adapter):
 @pytest.mark.parametrize("adapter", finetune.ADAPTERS)
 def test_an_encoder_in_bfloat16_is_trained_and_transferred(encoder, tmp_path, adapter):
     half = {"dtype": "bfloat16", "attention": "eager", "budget": 8}
-    record = finetune.main(options(encoder, tmp_path, adapter=adapter, max_steps=12, **half))
+    record = finetune.main(options(encoder, tmp_path, adapter=adapter, **half))
     assert record["parameters"]["head"] == 32 * 32 + 32 + 32 + 1  # pooler and classifier
     assert all(torch.tensor(record["losses"]).isfinite())
     assert "all" in {trial["part"] for trial in record["few_shot"]}
@@ -170,7 +170,7 @@ def test_checkpoints_hold_what_is_trained(model, tmp_path):
 def test_two_processes_have_the_losses_of_one(model, tmp_path, launcher):
     folder = tmp_path / "two"
     # Four full batches: of an incomplete one, each process would repeat other rows.
-    common = {"tasks": [*prompts.TRAIN][:10], "new_tasks": ["cb"], "few_shot_steps": 1, "max_steps": 4}
+    common = {"tasks": [*prompts.TRAIN][:10], "transfer": False, "max_steps": 4}
     arguments = options(model, folder, per_device_train_batch_size=3, **common)
     environment = os.environ | {"PYTHONPATH": f"{BOOK}{os.pathsep}{BOOK.parent}", "OMP_NUM_THREADS": "1"}
     two = {
