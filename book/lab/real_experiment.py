@@ -1,4 +1,4 @@
-"""The experiment on real tasks: every adapter, several seeds, an equally large search for each.
+"""The experiment on real tasks: every adapter, several seeds, the same rule of search for each.
 
     python -m lab.real_experiment gpu --data FOLDER                  # results/finetune_real.json
     python -m lab.real_experiment cpu --data FOLDER --model FOLDER   # results/finetune_real_cpu.json
@@ -58,7 +58,7 @@ class Profile:
     )
 
 
-_SHORT = "arc_challenge openbookqa qasc dream sciq rotten_tomatoes cola numer_sense".split()
+_TO_SEARCH_ON = "arc_challenge openbookqa qasc dream sciq rotten_tomatoes cola numer_sense".split()
 PROFILES = {
     "gpu": Profile(
         out="finetune_real.json",
@@ -74,8 +74,8 @@ PROFILES = {
     # search has more to go by. A run has one few-shot set, a training prompt two choices and 64 tokens.
     "cpu": Profile(
         out="finetune_real_cpu.json",
-        train=tuple(name for name in prompts.TRAIN if name not in _SHORT),
-        development=(*_SHORT, *prompts.DEVELOPMENT),
+        train=tuple(name for name in prompts.TRAIN if name not in _TO_SEARCH_ON),
+        development=(*_TO_SEARCH_ON, *prompts.DEVELOPMENT),
         transfer=("openbookqa", "rotten_tomatoes", "cosmos_qa"),
         seeds=(1, 2, 3),
         few_shot_seeds=None,
@@ -214,9 +214,8 @@ def search(profile: Profile, make_run, run_all) -> tuple[dict, dict[str, dict[st
             for trial in record["few_shot"]:
                 key = (record["adapter"], trial["part"]), trial.get("lr")
                 accuracies.setdefault(key, []).append(trial["accuracy"])
-        return [
-            mean(accuracies.get(key, [0.0])) for key in new
-        ]  # without a head, frozen has nothing to train
+        # A frozen model without a head has nothing to train, and no accuracy.
+        return [mean(accuracies.get(key, [0.0])) for key in new]
 
     keys = [(adapter, part) for adapter in best for part in parts_of(adapter)]
     for (adapter, part), lr in climb({key: profile.rates[key[1]] for key in keys}, evaluate_few_shot).items():
