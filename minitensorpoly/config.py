@@ -85,9 +85,8 @@ class AdapterConfig:
         for name in _TENSOR | _MHR | _ROUTING:
             value, owners = getattr(self, name), [m for m in METHODS if name in METHODS[m].options]
             if value is not None and self.method not in owners:
-                raise ValueError(
-                    f"{name}={value!r}: {self.method} has no {name}; only {', '.join(owners)} have"
-                )
+                have = f"only {', '.join(owners)} have"
+                raise ValueError(f"{name}={value!r}: {self.method} has no {name}; {have}")
             if value is None:
                 object.__setattr__(self, name, options.get(name))
         counts = [name for name in ("order", "tensor_rank", "n_skills", "n_heads") if name in options]
@@ -118,10 +117,8 @@ class AdapterConfig:
     def routing_shape(self) -> tuple[int, int, int]:
         """(tasks, splits, experts): the shape of the routing logits Z."""
         row = METHODS[self.method]
-        splits, experts = (
-            getattr(self, n) if isinstance(n, str) else n for n in (row.n_splits, row.n_experts)
-        )
-        return self.n_tasks, splits, experts
+        counts = (getattr(self, n) if isinstance(n, str) else n for n in (row.n_splits, row.n_experts))
+        return self.n_tasks, *counts
 
     def make_factor(self, dim: int) -> nn.Module:
         """One factor, A or B, for a side of a layer with `dim` features."""
@@ -135,9 +132,8 @@ def check_integer(name: str, value, at_least: int, below: int | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
     if value < at_least or (below is not None and value >= below):
-        raise ValueError(
-            f"{name}={value} must be at least {at_least}" + (f" and below {below}" if below else "")
-        )
+        limit = f" and below {below}" if below else ""
+        raise ValueError(f"{name}={value} must be at least {at_least}{limit}")
 
 
 def _check_number(name, value, fits, wanted):

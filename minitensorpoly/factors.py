@@ -1,8 +1,9 @@
 """The two kinds of factor: parameters that become the factor A or B of a task.
 
 A factor of a task is a matrix of shape (rank, dim): LoRA's A with dim = in_features, the transpose
-of LoRA's B with dim = out_features. Every factor has the same three things: `forward`, `fill_` (random
-entries of a given variance) and `zero_` (entries of zero that still learn).
+of LoRA's B with dim = out_features. Every kind of factor has the same three things: `build` (the factor of
+each task, out of the parameter), `fill_` (random entries of a given variance) and `zero_` (entries of
+zero that still learn).
 """
 
 import math
@@ -40,7 +41,35 @@ def leaf_size(dim: int, order: int) -> int:
     return q
 
 
-class MatrixFactor(nn.Module):
+def mix(weights: Tensor, experts: Tensor) -> Tensor:
+    """sum_k w[t, s, k] expert[s, k] for every task t and split s.
+
+    Args:
+        weights: (tasks, splits, experts).
+        experts: (splits, experts, ...).
+
+    Returns:
+        (splits, tasks, ...).
+    """
+    return (weights.transpose(0, 1) @ experts.flatten(2)).unflatten(-1, experts.shape[2:])
+
+
+class Factor(nn.Module):
+    """What every kind of factor is: one parameter, and `build`, which makes the factor of a task of it."""
+
+    def forward(self, weights: Tensor | None = None) -> Tensor:
+        """The factor of each task.
+
+        Args:
+            weights: (tasks, splits, experts), or None for a plain sum over the experts.
+
+        Returns:
+            (tasks, rank, dim), or (rank, dim) without weights.
+        """
+        return self.build(next(self.parameters()), weights)
+
+
+class MatrixFactor(Factor):
     """A factor kept as matrices: one for LoRA, one per skill for Poly and MHR.
 
     With weights w[t, h, k] of task t, head h and skill k, block h of a task's factor is
@@ -73,22 +102,15 @@ class MatrixFactor(nn.Module):
         """Makes the factor zero for every routing."""
         nn.init.zeros_(self.matrices)
 
-    def forward(self, weights: Tensor | None = None) -> Tensor:
-        """Mixes the matrices.
-
-        Args:
-            weights: (rows, splits, experts), or None for a plain sum over the experts.
-
-        Returns:
-            (rows, rank, dim), or (rank, dim) without weights.
-        """
+    def build(self, matrices: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mixes the matrices; shapes as in `forward`."""
         if weights is None:
-            return self.matrices.sum(0)
-        blocks = self.matrices.unflatten(-1, (self.n_splits, -1))  # (experts, rank, splits, dim/splits)
-        return torch.einsum("uhk,krhp->urhp", weights, blocks).flatten(-2)
+            return matrices.sum(0)
+        blocks = matrices.unflatten(-1, (self.n_splits, -1)).movedim(-2, 0)  # (splits, experts, rank, block)
+        return mix(weights, blocks).movedim(0, -2).flatten(-2)
 
 
-class TensorFactor(nn.Module):
+class TensorFactor(Factor):
     """A factor kept as leaves of tensor products (Su et al. 2024).
 
     Each of the `rank` rows of a task's factor is made of leaves, and cut to its first `dim` entries.
@@ -138,27 +160,21 @@ class TensorFactor(nn.Module):
         """
         nn.init.zeros_(self.leaves[0])
 
-    def forward(self, weights: Tensor | None = None) -> Tensor:
-        """Multiplies the leaves and mixes the products, or mixes the leaves and multiplies them.
-
-        Args:
-            weights: (rows, splits, experts), or None for a plain sum over the experts.
-
-        Returns:
-            (rows, rank, dim), or (rank, dim) without weights.
-        """
+    def build(self, leaves: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Multiplies the leaves and mixes the products, or mixes the leaves and multiplies them."""
         if self.n_splits > 1:
-            leaves = torch.einsum("unk,nkrq->nurq", weights, self.leaves)
-            return self._product(leaves)  # (rows, rank, dim)
-        products = self._product(self.leaves)  # (experts, rank, dim)
-        if weights is None:
-            return products.sum(0)
-        return (weights[:, 0] @ products.flatten(1)).unflatten(1, products.shape[1:])
+            factor = self._product(mix(weights, leaves))
+        elif weights is None:
+            factor = self._product(leaves).sum(0)
+        else:
+            factor = mix(weights, self._product(leaves)[None])[0]
+        return factor[..., : self.dim]
 
     def _product(self, leaves: Tensor) -> Tensor:
-        """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
-        leaves = [_normalized_product(p) for p in leaves.split(2)] if self.normalize else leaves.unbind()
-        return tensor_product(leaves)[..., : self.dim]
+        """(order, ..., rank, leaf_size) -> (..., rank, leaf_size**order)"""
+        if self.normalize:
+            leaves = [_normalized_product(pair) for pair in leaves.split(2)]
+        return tensor_product(leaves)
 
 
 def _normalized_product(pair: Tensor) -> Tensor:

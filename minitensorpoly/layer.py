@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .config import AdapterConfig
 from .routing import Router, TaskContext
@@ -53,16 +54,29 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
+        x, known = self.dropout(x).to(y.dtype), self.context.call.factors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _Update.apply(y, x, self.scale, self._factors, *self._parts(len(x)))
+        if known is None or self.training or torch.compiler.is_compiling():
+            return _update(y, x, self.scale, *self._factors(x.dtype, *self._parts(len(x))))[0]
+        if (self, x.dtype) not in known:
+            known[self, x.dtype] = self._factors(x.dtype, *self._parts(len(x)))
+        return _update(y, x, self.scale, *known[self, x.dtype])[0]
+
+    def _parts(self, n_rows):
+        """What the factors of a call are made of: index, parameters of A and B, weights of the tasks."""
+        parameters = next(self.A.parameters()), next(self.B.parameters())
         if self.router is None:
-            A, B = self.A().to(x.dtype), self.B().to(x.dtype).mT  # (rank, in), (out, rank)
-            return y + self.scale * (self.dropout(x) @ A.mT) @ B.mT
-        rows = len(x)
-        weights = self.router(self.context.rows(rows))  # (rows, splits, experts)
-        A = self.A(weights).to(x.dtype)  # (rows, rank, in)
-        B = self.B(weights).to(x.dtype).mT  # (rows, out, rank)
-        hidden = torch.bmm(self.dropout(x).reshape(rows, -1, self.in_features), A.mT)  # (rows, tokens, rank)
-        y_rows = y.reshape(rows, -1, self.out_features)
-        return torch.baddbmm(y_rows, hidden, B.mT, alpha=self.scale).view_as(y)
+            return None, *parameters
+        tasks, index = self.context.tasks_of(n_rows)
+        return index, *parameters, self.router(tasks)
+
+    def _factors(self, dtype, index, a, b, weights=None):
+        """A (groups, rank, in) and the transpose of B (groups, rank, out)."""
+        factors = [self.A.build(a, weights).to(dtype), self.B.build(b, weights).to(dtype)]
+        if weights is None:
+            return [factor[None] for factor in factors]
+        return factors if index is None else [factor[index] for factor in factors]
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:
@@ -80,3 +94,49 @@ class AdaptedLinear(nn.Module):
     def extra_repr(self) -> str:
         shape = f"in={self.in_features}, out={self.out_features}, scale={self.scale:g}"
         return shape + (f", routing={tuple(self.router.logits.shape)}" if self.router else "")
+
+
+def _update(y, x, scale, A, B):
+    """y + scale B A x, where each group of rows has an A and a B of its own; and its A x.
+
+    Shapes: y (rows, ..., out), x (rows, ..., in), A (groups, rank, in), B transposed (groups, rank, out).
+    """
+    hidden = torch.bmm(_grouped(x, A), A.mT)  # (groups, tokens, rank)
+    return torch.baddbmm(_grouped(y, B), hidden, B, alpha=scale).view(y.shape), hidden
+
+
+def _grouped(x, factor):
+    """(rows, ..., features) -> (groups, tokens, features)"""
+    return x.reshape(len(factor), -1, x.shape[-1])
+
+
+class _Update(torch.autograd.Function):
+    """`_update` in training: it keeps no factors for the backward pass, but builds them once more.
+
+    The factors of a batch of tasks take as much memory as the layer's input does, and little time.
+    """
+
+    @staticmethod
+    def forward(ctx, y, x, scale, build, index, *parts):
+        y, hidden = _update(y, x, scale, *build(x.dtype, index, *parts))
+        ctx.save_for_backward(x, hidden, index, *parts)
+        ctx.scale, ctx.build = scale, build
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, hidden, index, *parts = ctx.saved_tensors
+        needed = ctx.needs_input_grad[-len(parts) :]
+        with torch.enable_grad():
+            parts = [part.detach().requires_grad_(n) for part, n in zip(parts, needed, strict=True)]
+            A, B = ctx.build(x.dtype, index, *parts)
+        grad_y = _grouped(grad, B)
+        grad_hidden = ctx.scale * torch.bmm(grad_y, B.mT)
+        grad_A = torch.bmm(grad_hidden.mT, _grouped(x, A))
+        grad_B = torch.bmm(ctx.scale * hidden.mT, grad_y)
+        learning = [(f, g) for f, g in ((A, grad_A), (B, grad_B)) if f.requires_grad]
+        if learning:
+            torch.autograd.backward(*zip(*learning, strict=True))
+        grad_x = torch.bmm(grad_hidden, A).view(x.shape) if ctx.needs_input_grad[1] else None
+        return grad, grad_x, None, None, None, *(part.grad for part in parts)

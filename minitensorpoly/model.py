@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig, check_integer
 from .layer import AdaptedLinear, is_transposed, linear_features
-from .routing import Router, TaskContext, check_task_ids
+from .routing import Router, TaskContext, read_task_ids
 
 FORMAT_VERSION = 1  # of the files that `save` writes
 
@@ -124,7 +124,7 @@ def _with_task_ids(base: type) -> type:
         return _call(base.forward, self, task_ids, args, kwargs)
 
     def generate(self, *args, task_ids=None, **kwargs):
-        return _call(base.generate, self, task_ids, args, kwargs)
+        return _call(base.generate, self, task_ids, args, kwargs, factors={})
 
     signature = inspect.signature(base.forward)
     task_ids = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -135,23 +135,25 @@ def _with_task_ids(base: type) -> type:
     return type(base.__name__, (base,), members)
 
 
-def _call(method, model, task_ids, args, kwargs):
-    """Calls a method of the base model with the task ids in the context."""
+def _call(method, model, task_ids, args, kwargs, factors=None):
+    """Calls a method of the base model with the task ids, and perhaps a place for factors, in the context."""
     config, context = model.adaptation.config, model.adaptation.context
     if getattr(model, "_is_replica", False):  # its threads would overwrite each other's task ids
         raise ValueError("nn.DataParallel is not supported: launch with torchrun or accelerate")
-    if task_ids is None:
-        if config.routed and context.task_ids is None:  # and this is no call from inside `generate`
-            raise ValueError(f"task_ids is missing: {config.method} needs task_ids=..., one id per row")
-        return method(model, *args, **kwargs)
-    outer, context.task_ids = context.task_ids, check_task_ids(task_ids, config.n_tasks, (args, kwargs))
+    outer = call = context.call
+    if task_ids is not None:
+        grouped = config.noise_temperature is None
+        call = read_task_ids(task_ids, config.n_tasks, (args, kwargs), grouped)
+    if config.routed and call.tasks is None:  # and this is no call from inside `generate`
+        raise ValueError(f"task_ids is missing: {config.method} needs task_ids=..., one id per row")
+    context.call = call if factors is None else call._replace(factors=factors)
     try:
         output = method(model, *args, **kwargs)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if call.tasks is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             context.restore_in_backward(output)
         return output
     finally:
-        context.task_ids = outer
+        context.call = outer
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -371,9 +373,8 @@ def merge(model: nn.Module, task: int | None = None) -> nn.Module:
     _check_task(model.adaptation.config, task)
     for name, layer in layers.items():
         if not layer.weight.is_floating_point():
-            raise ValueError(
-                f"layer {name!r}: merge() needs floating-point weights, not {layer.weight.dtype}"
-            )
+            dtype = layer.weight.dtype
+            raise ValueError(f"layer {name!r}: merge() needs floating-point weights, not {dtype}")
     for layer in layers.values():
         A, B = layer.lora(task)
         update = layer.scale * B @ A  # (out, in)

@@ -5,6 +5,7 @@ where the user gives them, to the adapted layers deep inside it.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,19 +61,31 @@ class Router(nn.Module):
         self.logits = nn.Parameter(torch.cat([self.logits.detach(), mean]), self.logits.requires_grad)
 
 
+class Call(NamedTuple):
+    """What the layers know of the call of the model that is in progress.
+
+    Factors are built for `tasks`. Without an index there is one of them for each example, or a single one
+    for all; the rows of a layer are cut in that many equal groups.
+    """
+
+    tasks: Tensor | None = None  # (tasks,) task ids
+    index: Tensor | None = None  # (batch,) where each example finds its task in `tasks`
+    factors: dict | None = None  # {(layer, dtype): its factors}, kept while `generate` runs
+
+
 class TaskContext:
-    """The task ids of the call in progress, shared by a model and all its adapted layers.
+    """The call in progress, shared by a model and all its adapted layers.
 
     A plain attribute, set when the model is called and cleared when it returns. Gradient checkpointing
-    runs layers again in the backward pass, when the call is over; `restore_in_backward` sets the ids of
-    that very call again, so several calls may be pending before one `backward`.
+    runs layers again in the backward pass, when the call is over; `restore_in_backward` sets that very
+    call again, so several calls may be pending before one `backward`.
     """
 
     def __init__(self):
-        self.task_ids: Tensor | None = None
+        self.call = Call()
 
-    def rows(self, n_rows: int) -> Tensor:
-        """The task of each of a layer's rows.
+    def tasks_of(self, n_rows: int) -> tuple[Tensor, Tensor | None]:
+        """Tasks and index of the call, for a layer that sees so many rows.
 
         A layer may see a multiple of the batch, each example's rows side by side: beams, several
         return sequences, the choices of a multiple-choice question, flattened tokens.
@@ -80,38 +93,41 @@ class TaskContext:
         Raises:
             ValueError: no call with task ids is in progress, or n_rows is no multiple of the batch.
         """
-        if self.task_ids is None:
+        tasks, index, _ = self.call
+        if tasks is None:
             raise ValueError("task_ids is missing: call the adapted model with task_ids=..., one id per row")
-        batch = len(self.task_ids)
+        batch = len(tasks if index is None else index)
         if n_rows % batch:
             advice = "leave layers that do not follow the batch out of target_modules"
             raise ValueError(f"a layer sees {n_rows} rows, no multiple of the {batch} task_ids; {advice}")
-        return self.task_ids if n_rows == batch else self.task_ids.repeat_interleave(n_rows // batch)
+        return tasks, index
 
     def restore_in_backward(self, output) -> None:
-        """Makes `backward` through any tensor of `output` begin by setting today's ids again."""
+        """Makes `backward` through any tensor of `output` begin by setting today's call again."""
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(partial(self._restore, self.task_ids))
+                tensor.register_hook(partial(self._restore, self.call))
 
-    def _restore(self, task_ids, grad):
-        self.task_ids = task_ids
+    def _restore(self, call, grad):
+        self.call = call
         torch.autograd.Variable._execution_engine.queue_callback(self._clear)
 
     def _clear(self):
-        self.task_ids = None
+        self.call = Call()
 
 
-def check_task_ids(task_ids, n_tasks: int, inputs) -> Tensor:
-    """Checks the ids of one call, and returns them as int64 on the device of the inputs.
+def read_task_ids(task_ids, n_tasks: int, inputs, grouped: bool = True) -> Call:
+    """Checks the task ids of a call, and finds out how few tasks need factors.
 
-    Ids on the host are compared with n_tasks at once; ids on a device are compared there, by an
-    assertion that does not wait for the device.
+    Ids on the host are compared with n_tasks at once, and a task that occurs twice gets its factors
+    once. Ids on a device are not looked at, which would wait for it: they are compared there, by an
+    assertion, and all tasks get factors if they are fewer than the examples.
 
     Args:
         task_ids: (batch,) integers, or a sequence of them.
         n_tasks: T.
         inputs: the arguments of the call; the first tensor among them tells the batch and the device.
+        grouped: False: factors for each example, even of one task (noise differs between them).
 
     Raises:
         TypeError: not integers.
@@ -123,15 +139,22 @@ def check_task_ids(task_ids, n_tasks: int, inputs) -> Tensor:
     wanted = "give one task id per row"
     if task_ids.dim() != 1:
         raise ValueError(f"task_ids has shape {tuple(task_ids.shape)}; {wanted}, shape (batch,)")
-    first = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0), None)
-    if first is not None and len(first) != len(task_ids):
-        raise ValueError(
-            f"task_ids has {len(task_ids)} entries, but the batch has {len(first)} rows; {wanted}"
-        )
+    batch = len(task_ids)
+    first = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0), task_ids)
+    if len(first) != batch:
+        raise ValueError(f"task_ids has {batch} entries, but the batch has {len(first)} rows; {wanted}")
     fits = (task_ids >= 0) & (task_ids < n_tasks)
     wanted = f"with n_tasks={n_tasks} the ids are 0 to {n_tasks - 1}"
-    if task_ids.device.type != "cpu" or torch.compiler.is_compiling():
+    on_host = task_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not on_host:
         torch._assert_async(fits.all(), f"a task id is out of range; {wanted}")
     elif not fits.all():
         raise ValueError(f"task_ids contains {task_ids[~fits][0].item()}; {wanted}")
-    return task_ids.long() if first is None else task_ids.to(first.device, torch.long)
+    tasks, index = task_ids, None
+    if grouped and on_host:
+        tasks, index = task_ids.unique(return_inverse=True)
+        if len(tasks) in (1, batch):
+            tasks, index = task_ids[: len(tasks)], None
+    elif grouped and n_tasks < batch:
+        tasks, index = torch.arange(n_tasks, device=task_ids.device), task_ids
+    return Call(*(ids if ids is None else ids.to(first.device, torch.long) for ids in (tasks, index)))

@@ -74,7 +74,7 @@ def test_generation_equals_each_rows_merged_model(method, options):
     if method in ROUTED:  # and the ids matter
         batch["task_ids"] = torch.tensor([1, 3, 0, 3])
         assert not torch.equal(text, model.generate(**batch, **options).unflatten(0, (4, -1)))
-    assert model.adaptation.context.task_ids is None
+    assert model.adaptation.context.call == mtp.routing.Call()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -113,7 +113,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, reentrant, orde
         model.enable_input_require_grads()
     for name, gradient in run(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
-    assert model.adaptation.context.task_ids is None
+    assert model.adaptation.context.call == mtp.routing.Call()
 
 
 def make_dataset(rows=16):
@@ -345,7 +345,7 @@ class NoSynchronisation(TorchDispatchMode):
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_do_not_wait_for_the_device(method):
     model = adapted_t5(method)
-    model.adaptation.context.task_ids = make_batch()["task_ids"]
+    model.adaptation.context.call = mtp.routing.Call(make_batch()["task_ids"])
     layer, x = next(iter(mtp.adapted_layers(model).values())), torch.randn(8, 5, 32)
     with NoSynchronisation():
         layer(x).sum().backward()

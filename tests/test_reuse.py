@@ -1,0 +1,230 @@
+"""Factors are built for each task, kept while `generate` runs and no longer, and built again in `backward`."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import minitensorpoly as mtp
+from common import METHODS, ROUTED, adapted_linear, adapted_t5, make_batch, make_config, randomize
+from minitensorpoly.factors import Factor
+from minitensorpoly.routing import Router, read_task_ids
+
+WRITING = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The number of tasks of every factor that is built."""
+    counts, forward = [], Router.forward
+
+    def counted(self, tasks):
+        counts.append(len(tasks))
+        return forward(self, tasks)
+
+    monkeypatch.setattr(Router, "forward", counted)
+    return counts
+
+
+@pytest.fixture
+def factors(monkeypatch):
+    """Every factor that is built."""
+    made, originals = [], {kind: kind.build for kind in Factor.__subclasses__()}
+    for kind, build in originals.items():
+        monkeypatch.setattr(kind, "build", lambda self, *a, build=build: made.append(self) or build(self, *a))
+    return made
+
+
+def inputs(ids=(3, 0, 3, 1)):
+    batch = make_batch(rows=4) | {"task_ids": torch.tensor(ids)}
+    del batch["labels"]
+    return batch
+
+
+def written_by_merged_models(model, batch):
+    texts = []
+    for row, task in enumerate(batch["task_ids"].tolist()):
+        merged = mtp.merge(copy.deepcopy(model), task=task)
+        one = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask")}
+        texts.append(merged.generate(**one, **WRITING))
+    return torch.cat(texts)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generate_builds_each_factor_once(method, factors):
+    model = adapted_t5(method)
+    model.generate(**inputs(), **WRITING)
+    layers = mtp.adapted_layers(model).values()
+    assert sorted(map(id, factors)) == sorted(id(factor) for layer in layers for factor in (layer.A, layer.B))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generate_in_training_mode_builds_anew_for_each_token(method, factors):
+    model = adapted_t5(method).train()
+    model.generate(**inputs(), **WRITING)
+    assert len(factors) > 2 * 2 * len(mtp.adapted_layers(model))
+
+
+def step_of_an_optimizer(model):
+    optimizer = torch.optim.SGD(mtp.parameter_groups(model, lr=3.0))
+    model(**make_batch(rows=4)).loss.backward()
+    optimizer.step()
+
+
+def step_in_place_of_the_numbers(model):
+    for parameter in mtp.adapter_parameters(model).values():
+        parameter.data.mul_(-1.5)
+
+
+def other_state(model):
+    model.load_state_dict(randomize(copy.deepcopy(model), seed=7, std=1.0).state_dict())
+
+
+def new_task(model):
+    mtp.add_tasks(model, 2)
+    with torch.no_grad():
+        for name, parameter in mtp.adapter_parameters(model).items():
+            if name.endswith("logits"):
+                parameter[-2:] = torch.tensor([4.0, -4.0]).view(2, 1, 1) * torch.randn_like(parameter[-2:])
+
+
+def other_dtype(model):
+    model.double()
+
+
+CHANGES = [step_of_an_optimizer, step_in_place_of_the_numbers, other_state, new_task, other_dtype]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("method", ROUTED)
+def test_nothing_of_a_generate_is_left_for_the_next(method, change):
+    model, batch = randomize(adapted_t5(method), std=1.0), inputs()
+    before = model.generate(**batch, **WRITING)
+    change(model)
+    batch["task_ids"] = torch.tensor((5, 6, 0, 6) if change is new_task else (3, 0, 3, 1))
+    after = model.generate(**batch, **WRITING)
+    assert torch.equal(after, written_by_merged_models(model, batch))
+    if change is not other_dtype:
+        assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merged_model_keeps_nothing(method):
+    model, batch = randomize(adapted_t5(method), std=1.0), inputs((2, 2, 2, 2))
+    before = model.generate(**batch, **WRITING)
+    del batch["task_ids"]
+    assert torch.equal(mtp.merge(model, task=2).generate(**batch, **WRITING), before)
+
+
+class AsksAnotherTask(LogitsProcessor):
+    """Within a generation, scores of the same model for other tasks."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+
+    def __call__(self, input_ids, scores):
+        batch = make_batch(rows=4) | {"task_ids": torch.tensor([1, 1, 4, 0])}
+        self.seen.append(self.model(**batch).logits)
+        return scores
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_a_call_within_a_generation_has_its_own_tasks(method):
+    model, batch = randomize(adapted_t5(method), std=1.0), inputs()
+    expected = model(**make_batch(rows=4) | {"task_ids": torch.tensor([1, 1, 4, 0])}).logits
+    other = AsksAnotherTask(model)
+    text = model.generate(**batch, **WRITING, logits_processor=LogitsProcessorList([other]))
+    assert torch.equal(text, model.generate(**batch, **WRITING))
+    assert len(other.seen) == 6
+    for logits in other.seen:
+        torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("ids, tasks", [((2, 2, 2, 2), 1), ((3, 0, 3, 1), 3), ((4, 0, 3, 1), 4)])
+def test_factors_are_built_for_each_task_once(ids, tasks, built):
+    adapted_linear("poly")(torch.randn(4, 6, 12, dtype=torch.float64), task_ids=torch.tensor(ids))
+    assert built == [tasks]
+
+
+def test_noise_differs_between_examples_of_one_task(built):
+    config = make_config("poly", "0", noise_temperature=1.0)
+    model = mtp.adapt(nn.Sequential(nn.Linear(12, 20)), config).train()
+    nn.init.normal_(model[0].B.matrices)
+    y = model(torch.ones(4, 12), task_ids=torch.tensor([2, 2, 2, 2]))
+    assert built == [4] and not torch.allclose(y[0], y[1])
+
+
+@pytest.mark.parametrize("rows, tasks", [(8, 5), (5, 5), (3, 3)])
+def test_ids_on_a_device_are_not_looked_at(rows, tasks):
+    call = read_task_ids(torch.zeros(rows, dtype=torch.long, device="meta"), 5, ())
+    assert len(call.tasks) == tasks
+    assert (call.index is None) == (rows == tasks)
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 2), (1, 1, 1), (2, 0, 2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_finite_differences(method, ids):
+    torch.manual_seed(0)
+    model = randomize(adapted_linear(method))
+    parameters = mtp.adapter_parameters(model)
+    x = torch.randn(3, 2, 12, dtype=torch.float64, requires_grad=True)
+
+    def function(x, *values):
+        arguments = (x,), {"task_ids": torch.tensor(ids)}
+        return torch.func.functional_call(model, dict(zip(parameters, values, strict=True)), *arguments)
+
+    values = [parameter.detach().clone().requires_grad_() for parameter in parameters.values()]
+    assert torch.autograd.gradcheck(function, (x, *values), atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["routing", "A", "B", "the input alone"])
+@pytest.mark.parametrize("method", ROUTED)
+def test_only_what_is_trained_gets_a_gradient(method, trained):
+    model = randomize(adapted_linear(method))
+    x, ids = torch.randn(3, 12, dtype=torch.float64), torch.tensor([0, 2, 2])
+    parameters = mtp.adapter_parameters(model)
+
+    def gradients(names, x):
+        return torch.autograd.grad(model(x, task_ids=ids).square().sum(), [parameters[n] for n in names])
+
+    expected = dict(zip(parameters, gradients(parameters, x), strict=True))
+    wanted = {"routing": "logits", "A": ".A.", "B": ".B.", "the input alone": "none"}[trained]
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(wanted in name)
+    x.requires_grad_()
+    model(x, task_ids=ids).square().sum().backward()
+    assert x.grad.abs().min() > 0
+    for name, parameter in parameters.items():
+        assert (parameter.grad is not None) == (wanted in name)
+        if wanted in name:
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_factor_is_kept_for_the_backward_pass(method):
+    rows, tokens, rank = 5, 7, 3
+    model = mtp.adapt(nn.Sequential(nn.Linear(64, 80)), make_config(method, "0", rank=rank))
+    x, kept = torch.randn(rows, tokens, 64), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(x, task_ids=torch.arange(rows))
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    activations = sum(size for place, size in kept.items() if place not in own)
+    routing = sum(p.numel() for name, p in mtp.adapter_parameters(model).items() if name.endswith("logits"))
+    hidden = rows * tokens * rank
+    assert 4 * (x.numel() + hidden) <= activations <= 4 * (x.numel() + hidden + 6 * routing) + 8 * 2 * rows
+
+
+def test_a_second_derivative_is_refused():
+    model = adapted_linear("poly")
+    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    y = model(x, task_ids=torch.tensor([0, 1, 2])).square().sum()
+    (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
