@@ -1,4 +1,4 @@
-"""Factors are built for each task, kept while `generate` runs and no longer, and built again in `backward`."""
+"""Factors are built for each task, kept while `generate` runs and no longer, and again in `backward`."""
 
 import copy
 

@@ -1,11 +1,15 @@
 """What an adapter costs in time and memory, as a ratio to PEFT's LoRA of the same rank.
 
-    python -m lab.bench        # from the folder `book`: T5-small's shape, on the CPU; results/bench_cpu.json
-    python -m lab.bench --device cuda --dtype bfloat16 --compile      # results/bench_cuda.json
+    python -m lab.bench cpu                      # a profile: results/cost_cpu.json and scaling_cpu.json
+    python -m lab.bench gpu                      # the same on a GPU, at the shape of T0-3B
+    python -m lab.bench custom --width 768 --layers 12 --dtype bfloat16      # a setting of your own
 
 All contenders live in one process and share the weights of one base model. They take turns: in a
 round each does the same work once. A machine that is busy for a while slows all of a round, so the
 ratio of two contenders within a round is steadier than the seconds of either.
+
+The costs are those of a whole T5. How they grow is measured on a stack of linear layers with nothing
+between them: there an adapter has nowhere to hide.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import peft
@@ -28,19 +33,23 @@ from transformers import T5Config, T5ForConditionalGeneration
 import minitensorpoly as mtp
 
 from .experiment import RESULTS, provenance
-from .methods import EQUAL_SIZE, TARGET_MODULES
+from .methods import EQUAL_SIZE
 
 REFERENCE = "PEFT LoRA"
 CONTROL = "PEFT LoRA again"  # a second copy: how far apart two equal contenders come out
 OURS = {name: options["method"] for name, options in EQUAL_SIZE.items()}  # all with the same rank here
+TARGET_MODULES = r"\d+|.*\.(q|k|v|o|wi|wi_0|wi_1|wo)"  # every linear layer of a stack, or of a T5's blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured: a T5, the adapters on all its linear layers, a batch, and where it runs."""
+    """What is measured: a model, the adapters on all its linear layers, a batch, and where it runs."""
 
-    width: int = 512  # features of the model; its feed-forward layers have four times as many
-    layers: int = 6  # in the encoder, and again in the decoder
+    model: str = "T5"  # or "stack": linear layers alone
+    width: int = 512  # features of the model
+    feed_forward: int = 2048  # inner features of a T5's feed-forward layers
+    gated: bool = False  # whether those are gated, as in T5 version 1.1
+    layers: int = 6  # in the encoder, and again in the decoder; or in the stack
     vocabulary: int = 32128
     rank: int = 16
     experts: int = 8  # K of Poly and MHR, R of the tensor methods
@@ -51,28 +60,46 @@ class Setting:
     new_tokens: int = 32  # of each target, in training and in generation
     device: str = "cpu"
     dtype: str = "float32"  # of the base model; adapters stay in float32
-    compile: bool = False  # encoder and decoder
+    compile: bool = False  # encoder and decoder, or the stack
     mixed: bool = True  # a task for each row, as far as there are tasks; False: one task for all rows
 
 
-def make_base(setting: Setting) -> T5ForConditionalGeneration:
-    """A random T5 of the setting's shape, frozen, without dropout."""
-    config = T5Config(
-        vocab_size=setting.vocabulary,
-        d_model=setting.width,
-        d_ff=4 * setting.width,
-        d_kv=64,
-        num_heads=max(1, setting.width // 64),
-        num_layers=setting.layers,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config).requires_grad_(False)
-    return model.to(setting.device, getattr(torch, setting.dtype))
+class Stack(nn.Sequential):
+    """Linear layers of equal width, one after the other, called like a T5 that is trained."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+
+    def forward(self, inputs):
+        return SimpleNamespace(loss=super().forward(inputs).square().mean())
+
+
+def make_base(setting: Setting) -> nn.Module:
+    """A random model of the setting's shape, frozen, without dropout."""
+    if setting.model == "stack":
+        model = Stack(setting.width, setting.layers)
+    else:
+        config = T5Config(
+            vocab_size=setting.vocabulary,
+            d_model=setting.width,
+            d_ff=setting.feed_forward,
+            d_kv=64,
+            num_heads=max(1, setting.width // 64),
+            num_layers=setting.layers,
+            feed_forward_proj="gated-gelu" if setting.gated else "relu",
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
+        with torch.device(setting.device):  # billions of random numbers are drawn where they are needed
+            model = T5ForConditionalGeneration(config)
+    return model.requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
 
 
 def make_contenders(setting: Setting) -> dict[str, nn.Module]:
-    """{name: model}, all with the weights of one base; only merged layers have weights of their own."""
+    """{name: model}, all with the weights of one base; only merged layers have weights of their own.
+
+    A stack is measured in training alone, in which base and merged model take no part.
+    """
     base = make_base(setting)
 
     def fresh():
@@ -87,7 +114,9 @@ def make_contenders(setting: Setting) -> dict[str, nn.Module]:
     common = {"r": setting.rank, "target_modules": TARGET_MODULES}
     lora = peft.LoraConfig(**common, lora_alpha=setting.rank)
     poly = peft.PolyConfig(**common, n_tasks=setting.n_tasks, n_skills=setting.experts)
-    models = {"base": fresh(), "merged": mtp.merge(adapted("tensorpoly-1"), task=0)}
+    models = {}
+    if setting.model != "stack":
+        models = {"base": fresh(), "merged": mtp.merge(adapted("tensorpoly-1"), task=0)}
     with warnings.catch_warnings():  # PEFT 0.21 uses an old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         for name, config in ((REFERENCE, lora), (CONTROL, lora), ("PEFT Poly", poly)):
@@ -96,8 +125,9 @@ def make_contenders(setting: Setting) -> dict[str, nn.Module]:
     if setting.compile:  # the contenders are of the same classes, so they share one cache of compiled code
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
         for model in models.values():
-            model.get_encoder().compile()
-            model.get_decoder().compile()
+            parts = [model] if setting.model == "stack" else [model.get_encoder(), model.get_decoder()]
+            for part in parts:
+                part.compile()
     return models
 
 
@@ -107,13 +137,15 @@ def count_trained(model: nn.Module) -> int:
 
 
 def make_batch(setting: Setting) -> dict[str, torch.Tensor]:
-    """Random input_ids and labels, and task_ids."""
+    """Random inputs and task_ids."""
     rows = torch.arange(setting.rows)
-    batch = {
-        "input_ids": torch.randint(2, setting.vocabulary, (setting.rows, setting.tokens)),
-        "labels": torch.randint(2, setting.vocabulary, (setting.rows, setting.new_tokens)),
-        "task_ids": rows % setting.n_tasks if setting.mixed else torch.zeros_like(rows),
-    }
+    batch = {"task_ids": rows % setting.n_tasks if setting.mixed else torch.zeros_like(rows)}
+    if setting.model == "stack":
+        shape = setting.rows, setting.tokens, setting.width
+        batch["inputs"] = torch.randn(shape, dtype=getattr(torch, setting.dtype))
+    else:
+        for name, tokens in (("input_ids", setting.tokens), ("labels", setting.new_tokens)):
+            batch[name] = torch.randint(2, setting.vocabulary, (setting.rows, tokens))
     return {name: values.to(setting.device) for name, values in batch.items()}
 
 
@@ -180,16 +212,16 @@ def ratios(seconds: dict[str, list[float]], reference: str = REFERENCE) -> dict[
     return found
 
 
-def memory(action, model: nn.Module, device: str = "cpu") -> int:
-    """Bytes that one call of an action needs beside the model and what its optimizer keeps.
+def memory(model: nn.Module, batch: dict, device: str = "cpu") -> int:
+    """Bytes that a training step needs beside the model and what its optimizer keeps.
 
-    On a GPU: its peak. On the CPU, where the process's memory tells more of the allocator: what the
-    forward pass keeps for the backward pass, each storage once, the model's own parameters left out.
+    On a GPU: the step's peak. On the CPU, where the process's memory tells more of the allocator: what
+    the forward pass keeps for the backward pass, each storage once, the model's own parameters left out.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        action()
+        training(model, batch)()
         return torch.cuda.max_memory_allocated() - before
     kept = {}
 
@@ -198,8 +230,9 @@ def memory(action, model: nn.Module, device: str = "cpu") -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        action()
+        output = model(**batch)  # alive until all is counted, or storages would take each other's place
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    del output
     return sum(size for place, size in kept.items() if place not in own)
 
 
@@ -214,50 +247,107 @@ def measure(setting: Setting, workload: str, rounds: int, models: dict, progress
         progress: title of a progress bar; None: no bar.
 
     Returns:
-        A record for each contender, with its memory where it is known; JSON can hold all of it.
+        A record for each contender, with the memory of a training step; JSON can hold all of it.
     """
-    batch, actions = make_batch(setting), {}
+    batch, actions, inputs = make_batch(setting), {}, {}
     for name, model in models.items():
         if workload != "training" or count_trained(model):
-            with_tasks = "task_ids" in inspect.signature(model.forward).parameters
-            inputs = {key: values for key, values in batch.items() if key != "task_ids" or with_tasks}
-            actions[name] = WORKLOADS[workload](model, inputs)
+            with_tasks = "task_ids" in inspect.signature(model.forward).parameters or "Poly" in name
+            inputs[name] = {key: values for key, values in batch.items() if key != "task_ids" or with_tasks}
+            actions[name] = WORKLOADS[workload](model, inputs[name])
     seconds = take_turns(actions, rounds, setting.device, 3 if setting.compile else 1, progress)
     found, records = ratios(seconds), []
-    for name, action in actions.items():
+    for name in actions:
         record = {"workload": workload, "contender": name, "setting": dataclasses.asdict(setting)}
         record |= {"trained": count_trained(models[name]), "ratio": found[name], "seconds": seconds[name]}
-        known = workload == "training" or setting.device != "cpu"  # generation keeps nothing
-        records.append(record | {"memory": memory(action, models[name], setting.device) if known else None})
+        if workload == "training":
+            record["memory"] = memory(models[name], inputs[name], setting.device)
+        records.append(record)
     return records
+
+
+SMALL = Setting()  # the shape of T5-small
+T0_3B = Setting(width=2048, feed_forward=5120, gated=True, layers=24, rows=8, tokens=256)
+ON_GPU = {"device": "cuda", "dtype": "bfloat16"}
+STACK = Setting(model="stack", layers=2, rows=16, tokens=16)
+GROWTH = {  # the options of a stack that grow, one at a time
+    "order": (1, 2, 3, 4, 6, 8),
+    "experts": (1, 2, 4, 8, 16, 32),
+    "n_tasks": (8, 64, 512, 4096),
+    "width": (256, 512, 1024, 2048, 4096, 8192),
+    "layers": (1, 2, 4, 8, 16),
+}
+TINY = {"width": 64, "feed_forward": 128, "layers": 1, "vocabulary": 50, "rank": 4, "tokens": 6}
+FEW_ROWS = dataclasses.replace(SMALL, rows=4)
+COMPILED = dataclasses.replace(SMALL, width=256, feed_forward=1024, layers=2, compile=True)
+REHEARSED = dataclasses.replace(SMALL, **TINY, new_tokens=3)
+PROFILES = {  # settings whose cost is measured, each with its rounds; a stack, and the rounds of its growth
+    "cpu": (
+        [(SMALL, 7), (FEW_ROWS, 7), (dataclasses.replace(SMALL, dtype="bfloat16"), 5), (COMPILED, 7)],
+        (STACK, GROWTH, 7),
+    ),
+    "gpu": (
+        [(dataclasses.replace(now, **ON_GPU), 20) for now in (T0_3B, SMALL, FEW_ROWS)]
+        + [(dataclasses.replace(T0_3B, **ON_GPU, compile=True), 20)],
+        (dataclasses.replace(STACK, **ON_GPU, tokens=256), GROWTH, 20),
+    ),
+    "rehearsal": (
+        [(REHEARSED, 1), (dataclasses.replace(REHEARSED, gated=True, dtype="bfloat16"), 1)],
+        (dataclasses.replace(STACK, **TINY), {name: values[:2] for name, values in GROWTH.items()}, 1),
+    ),
+}
+
+
+def measure_cost(setting: Setting, rounds: int) -> list[dict]:
+    """Records of all contenders, at both workloads, with batches of one task and of many."""
+    models, records = make_contenders(setting), []
+    for workload in WORKLOADS:
+        for mixed in (True, False):
+            now = dataclasses.replace(setting, mixed=mixed)
+            title = f"{workload}, {'a task for each row' if mixed else 'one task'}"
+            records += measure(now, workload, rounds, models, title)
+    return records
+
+
+def measure_growth(setting: Setting, growth: dict, rounds: int) -> list[dict]:
+    """Records of training steps of a stack, in which one option after the other takes its values."""
+    records = []
+    for option, values in growth.items():
+        for value in values:
+            now = dataclasses.replace(setting, **{option: value})
+            found = measure(now, "training", rounds, make_contenders(now), f"{option} {value}")
+            records += [record | {"option": option, "value": value} for record in found]
+    return records
+
+
+def write(file: Path, where: dict, records: list) -> None:
+    """Writes records with their provenance."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"provenance": where, "records": records}) + "\n")
+    print(file)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("profile", choices=[*PROFILES, "custom"])
     for field in dataclasses.fields(Setting)[:-1]:  # it measures with mixed tasks and with one
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="default: results/bench_DEVICE.json")
+    parser.add_argument("--rounds", type=int, default=20, help="of a setting of your own")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = vars(parser.parse_args())
-    rounds, out = arguments.pop("rounds"), arguments.pop("out")
-    setting = Setting(**arguments)
-    where = provenance("lab.bench", setting.device)
+    profile, rounds, folder = (arguments.pop(name) for name in ("profile", "rounds", "folder"))
+    settings, growth = PROFILES.get(profile, ([(Setting(**arguments), rounds)], None))
+    where = provenance("lab.bench", settings[0][0].device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
-    models, records = make_contenders(setting), []
-    for workload in WORKLOADS:
-        for mixed in (False, True):
-            title = f"{workload}, {'a task for each row' if mixed else 'one task'}"
-            now = dataclasses.replace(setting, mixed=mixed)
-            measured = measure(now, workload, rounds, models, title)
-            print({record["contender"]: round(record["ratio"]["median"], 2) for record in measured})
-            records += measured
-    out = out or RESULTS / f"bench_{torch.device(setting.device).type}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"provenance": where, "records": records}) + "\n")
-    print(out)
+    if growth:
+        write(folder / f"scaling_{profile}.json", where, measure_growth(*growth))
+    records = []
+    for setting, rounds in settings:
+        records += measure_cost(setting, rounds)
+        write(folder / f"cost_{profile}.json", where, records)
 
 
 if __name__ == "__main__":
