@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from browsing import ROOT, SITE, open_context
+from browsing import HEIGHTS, ROOT, SITE, open_context
 from playwright.sync_api import expect
 from torch import nn
 
@@ -268,6 +268,16 @@ def test_nothing_scrolls_sideways_on_a_phone_at_any_size(browser, origin):
             }.items():
                 page.locator(f"#explore-{name}").fill(str(step))
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, (dim, order, experts)
+
+
+def test_a_heading_that_is_jumped_to_stands_below_the_settings(browser, origin):
+    for width in HEIGHTS:
+        with open_context(browser, width, "light") as context:
+            page = context.new_page()
+            page.goto(f"{origin}book/explore.html#what-a-layer-costs")
+            heading = page.get_by_role("heading", name="What a layer costs").bounding_box()
+            settings = page.locator("form.settings").bounding_box()
+            assert settings["y"] + settings["height"] <= heading["y"] < HEIGHTS[width] / 2
 
 
 def test_script_is_short_and_loaded_by_its_page_alone():
