@@ -1,25 +1,15 @@
 """What the website promises its readers, tried in a real browser by `make test-site`."""
 
-import os
 import re
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from browsing import HEIGHTS, ROOT, SITE, Visit, open_context
+from playwright.sync_api import expect
 
-ROOT = Path(__file__).parents[2]
-SITE = ROOT / "_build" / "html"
 SCREENSHOTS = ROOT / "_build" / "screenshots"
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing leaves this machine
-FLAGS = [ALONE, "--disable-gpu", "--disable-quic", "--disable-sync"]  # and what Playwright adds itself
-
-HEIGHTS = {1280: 800, 390: 844}  # of a laptop and a phone, by their widths
 LOOKS = [(width, theme) for width in HEIGHTS for theme in ("light", "dark")]
 BOOK = re.findall(r"\b(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
 PAGES = [*BOOK, "genindex", "search"]
@@ -41,74 +31,6 @@ TOPICS = {
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-class Visit:
-    """A page in the browser, and what came up while it loaded."""
-
-    def __init__(self, context, url):
-        self.page = context.new_page()
-        self.complaints, self.requests, self.failures = [], [], []
-        self.page.on("console", self.note)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.failures.append(request.url))
-        self.page.on("response", lambda answer: answer.ok or self.failures.append(answer.url))
-        self.page.goto(url)
-        self.page.evaluate("window.MathJax?.startup.promise.then(() => {})")
-
-    def note(self, message):
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-    def requests_beyond(self, origin):
-        return [url for url in self.requests if not url.startswith((origin, "data:", "blob:"))]
-
-    def untypeset_formulas(self):
-        """Formulas left as TeX, formulas with an error, and TeX in the text where no formula is."""
-        return self.page.evaluate(r"""() => {
-            const text = document.body.cloneNode(true)
-            text.querySelectorAll("code, pre, script, style, mjx-container").forEach(e => e.remove())
-            return [
-                ...[...document.querySelectorAll(".math:not(:has(mjx-container))")].map(e => e.textContent),
-                ...[...document.querySelectorAll("mjx-merror")].map(e => e.outerHTML),
-                ...(text.textContent.match(/\\[a-zA-Z]{2,}|\\[()[\]]|\$[^\s$][^$]*\$/g) ?? []),
-            ]
-        }""")
-
-
-def open_context(browser, width, theme):
-    context = browser.new_context(
-        viewport={"width": width, "height": HEIGHTS[width]},
-        color_scheme=theme,
-        reduced_motion="reduce",
-        permissions=["clipboard-read", "clipboard-write"],
-    )
-    context.set_default_timeout(20_000)
-    return context
-
-
-@pytest.fixture(scope="session")
-def origin():
-    """The address of the built site, on this machine alone."""
-    assert (SITE / "index.html").exists(), "build the website first: make book"
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=SITE)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="session", params=LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
 def look(request, browser):
     """A width, a theme, and a browser's context with both."""
@@ -125,13 +47,6 @@ def visit(request, look, origin):
     visit.page.screenshot(path=photograph, full_page=True, quality=80)
     yield visit
     visit.page.close()
-
-
-@pytest.fixture(scope="module")
-def desk(browser):
-    """An empty page on a laptop."""
-    with open_context(browser, 1280, "light") as context:
-        yield context.new_page()
 
 
 @pytest.fixture(params=HEIGHTS)
