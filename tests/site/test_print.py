@@ -73,7 +73,7 @@ def test_nothing_is_wider_than_the_page(sheet):
 
 
 def test_solutions_are_printed(sheet):
-    hidden = "[...document.querySelectorAll('article .tag_hide-cell pre')].filter(e => !e.checkVisibility()).length"
+    hidden = "[...document.querySelectorAll('.tag_hide-cell pre')].filter(e => !e.checkVisibility()).length"
     assert sheet.evaluate(hidden) == 0
 
 

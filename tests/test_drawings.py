@@ -1,10 +1,10 @@
-"""The picture of the first page."""
+"""Drawings: the picture of the first page, and letters that stand out."""
 
 import pytest
 import torch
 
 import minitensorpoly as mtp
-from lab import idea
+from lab import drawings, idea
 
 
 @pytest.mark.parametrize("name", idea.drawings())
@@ -23,3 +23,12 @@ def test_picture_multiplies_and_mixes_as_the_library_does():
 
 def test_routing_weights_of_the_picture_sum_to_one():
     assert torch.tensor(idea.WEIGHTS).sum(-1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    "ground, contrast_of_white",
+    [(drawings.BLUE, 5.19), (drawings.ORANGE, 2.25), (drawings.GREEN, 3.42), (drawings.GREY, 1.92)],
+)
+def test_letters_on_a_colour_have_the_larger_contrast(ground, contrast_of_white):
+    contrast_of_black = 21 / contrast_of_white  # their product is that of black and white
+    assert drawings._ink(ground) == ("white" if contrast_of_white > contrast_of_black else "black")
