@@ -27,10 +27,11 @@ def visit(page, origin, name, viewport=DESK, theme="light"):
 
 
 @each_page
-def test_code_and_what_it_prints_do_not_scroll_on_a_desk(page, origin, name):
+def test_code_and_its_outputs_do_not_scroll_on_a_desk(page, origin, name):
     visit(page, origin, name)
     page.evaluate("document.querySelectorAll('details').forEach(e => (e.open = true))")
-    scrolling = """[...document.querySelectorAll("article pre")].filter(e => e.scrollWidth > e.clientWidth)
+    scrolling = """[...document.querySelectorAll("article pre, .cell_output .output")]
+        .filter(e => e.scrollWidth > e.clientWidth)
         .map(e => [e.scrollWidth - e.clientWidth, e.textContent.slice(0, 200)])"""
     assert page.evaluate(scrolling) == []
 
