@@ -10,3 +10,23 @@ window.addEventListener("load", async () => {
   await window.MathJax?.startup.promise; // a mark inside TeX would break the formula
   SphinxHighlight.highlightSearchWords();
 });
+
+// On paper: black on white, and all but the set-up open. Afterwards all is as it was.
+let undress = null;
+
+function dressForPaper() {
+  if (undress) return;
+  const theme = document.documentElement.dataset.theme;
+  const closed = document.querySelectorAll("details:not([open], .tag_hide-input details)");
+  document.documentElement.dataset.theme = "light";
+  closed.forEach((details) => (details.open = true));
+  undress = () => {
+    document.documentElement.dataset.theme = theme;
+    closed.forEach((details) => (details.open = false));
+    undress = null;
+  };
+}
+
+matchMedia("print").addEventListener("change", (medium) => (medium.matches ? dressForPaper() : undress?.()));
+window.addEventListener("beforeprint", dressForPaper);
+window.addEventListener("afterprint", () => undress?.());

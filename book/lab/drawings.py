@@ -14,9 +14,17 @@ def _empty_axes(axes):
     axes.spines[:].set_visible(False)
 
 
+def _ink(color) -> str:
+    """Black or white, whichever stands out more on a colour, by the luminance that WCAG defines."""
+    rgb = numpy.array(matplotlib.colors.to_rgb(color))
+    linear = numpy.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+
+
 def _block(axes, x, y, width, height, color, text="", **options):
     axes.add_patch(Rectangle((x, y), width, height, fc=color, ec="white", lw=1.5, **options))
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", color="white")
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=_ink(color))
 
 
 def low_rank_update(out_features: int, in_features: int, rank: int):
@@ -28,8 +36,8 @@ def low_rank_update(out_features: int, in_features: int, rank: int):
     _block(axes, x, 0, rank, o, ORANGE)
     _block(axes, x + rank + 0.15 * d, o - rank, d, rank, BLUE)
     axes.text(d + gap / 2, o / 2, "+", ha="center", va="center", fontsize=16)
-    axes.text(x + rank / 2, -0.05 * o, "B", color=ORANGE, ha="center", va="top")
-    axes.text(x + rank + 0.65 * d, 0.95 * o - rank, "A", color=BLUE, ha="center", va="top")
+    axes.text(x + rank / 2, -0.05 * o, "B", ha="center", va="top")
+    axes.text(x + rank + 0.65 * d, 0.95 * o - rank, "A", ha="center", va="top")
     right = x + rank + 1.15 * d
     axes.text(right + gap / 2, o / 2, "=", ha="center", va="center", fontsize=16)
     _block(axes, right + gap, 0, d, o, "#667788", "W + BA")
@@ -173,7 +181,8 @@ def _leaf(axes, x, y, color, cells=4, size=0.22):
 
 
 def _weight(axes, x, y, value):
-    axes.add_patch(plt.Circle((x, y), 0.27, fc=plt.cm.Greys(0.15 + 0.75 * value), ec="#444444", lw=0.8))
+    color = plt.cm.Greys(0.15 + 0.75 * value)
+    axes.add_patch(plt.Circle((x, y), 0.27, fc=color, ec="#444444", lw=0.8))
     axes.text(
         x,
         y,
@@ -181,7 +190,7 @@ def _weight(axes, x, y, value):
         ha="center",
         va="center",
         fontsize=7,
-        color="white" if value > 0.4 else "black",
+        color=_ink(color),
     )
 
 
@@ -346,7 +355,7 @@ def life_of_an_adapter():
     for x, y, text, color in boxes.values():
         width = 1.5 if x < 7 else 2.9
         axes.add_patch(Rectangle((x, y - 0.38), width, 0.76, fc=color, ec="none"))
-        axes.text(x + width / 2, y, text, ha="center", va="center", color="white", fontsize=8)
+        axes.text(x + width / 2, y, text, ha="center", va="center", color=_ink(color), fontsize=8)
     arrows = [
         ((1.5, 1), (2.4, 1), "adapt"),
         ((3.9, 1), (4.8, 1), "train with\ntask_ids"),
