@@ -29,6 +29,12 @@ launch_buttons:
 """
 
 
+def check_address(address: str) -> None:
+    """Raises ValueError unless the address is that of a repository on GitHub."""
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
+        raise ValueError(f"ADDRESS={address!r} must read https://github.com/OWNER/NAME")
+
+
 def stamp(root: Path, address: str, branch: str) -> None:
     """Writes an address into a copy of the book, in place: into _config.yml and the notebooks.
 
@@ -40,8 +46,7 @@ def stamp(root: Path, address: str, branch: str) -> None:
     Raises:
         ValueError: the address is another one, or the copy is stamped already.
     """
-    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
-        raise ValueError(f"ADDRESS={address!r} must read https://github.com/OWNER/NAME")
+    check_address(address)
     config = (root / "_config.yml").read_text()
     if re.search("^(repository|launch_buttons):", config, re.M):
         raise ValueError(f"{root / '_config.yml'} has an address already")
@@ -62,6 +67,7 @@ def publish(root: Path, address: str, branch: str) -> Path:
     Returns:
         The folder.
     """
+    check_address(address)
     folder = root / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     _git(root, "worktree", "prune")
