@@ -11,7 +11,7 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", TEXT, re.M))
 SMALL = """\
 # A heading.
 
-torch==20                 # the library
+torch==20                  # the library
 a-website-with-a-long-name==15.post1  # <2: the website
 
 # What these need.
@@ -43,7 +43,7 @@ def test_new_versions_come_in_and_reasons_stay():
     installed |= {"nvidia-cublas": "1", "triton": "2"}
     assert update_pins.rewrite(SMALL, installed) == (
         "# A heading.\n\n"
-        "torch==21                 # the library\n"
+        "torch==21                  # the library\n"
         "a-website-with-a-long-name==16  # <2: the website\n\n"
         "# What these need.\nbeta==4\nZope==31\n"
     )
