@@ -131,10 +131,9 @@ def test_the_method_that_contributing_adds_has_what_every_method_has(monkeypatch
             folder = tmp_path / str(number)
             arguments = {"method": added, "tmp_path": folder}
             test(**{name: arguments[name] for name in inspect.signature(test).parameters})
-        config = mtp.AdapterConfig(added, "0", n_tasks=2, rank=8)
-        layer = mtp.adapt(torch.nn.Sequential(torch.nn.Linear(3000, 4)), config)[0]
-        entries = layer.A(torch.full((1, 1, 8), 1 / 8))
-        assert entries.var().item() == pytest.approx(1 / (3 * 3000), rel=0.3)
+        config = mtp.AdapterConfig(added, "0", n_tasks=1, rank=8)
+        layer = mtp.adapt(torch.nn.Sequential(torch.nn.Linear(4000, 8)), config)[0]
+        assert layer.lora(task=0)[0].var().item() == pytest.approx(1 / (3 * 4000), rel=0.3)
     finally:
         mtp.METHODS.clear()
         mtp.METHODS.update(before)
