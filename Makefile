@@ -2,19 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PIP ?= $(BIN)/python -m pip
 SOURCES := minitensorpoly tests book
 CHROMIUM ?= /usr/bin/chromium
 IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/weights/*/* book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-site lint format lab gpu chapters backbones rehearsal clean
+.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu chapters \
+  backbones rehearsal clean
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
@@ -22,15 +25,21 @@ $(READY): requirements.txt pyproject.toml
 	  echo "Name another one, for instance: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up .venv (a few minutes, once)"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PIP) install --quiet --requirement requirements.txt
+	@$(PIP) install --quiet --no-deps --editable .
 	@touch $(READY)
 
 # The cache compares the cells of a chapter, not what they import.
 _build/.current: $(READY) $(IMPORTED)
 	@rm -rf _build/html _build/.doctrees _build/.jupyter_cache && mkdir -p _build && touch $@
 
-book: _build/.current  ## execute the chapters and build the website
+# Sphinx copies these only with a page that has changed, and the pages name them with a sum of their contents.
+_build/.static: _build/.current $(wildcard book/_static/*)
+	@rm -rf _build/.doctrees _build/html/_static && touch $@
+
+setup: $(READY)
+
+book: _build/.static  ## execute the chapters and build the website
 	@# Sphinx would not read a page again whose warnings have failed one build.
 	$(BIN)/jupyter-book build --warningiserror --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The website is at $(CURDIR)/_build/html/index.html"
@@ -39,6 +48,13 @@ test: lint  ## lint, run the tests, and run every notebook as a test
 	$(BIN)/python -m pytest -q --numprocesses auto
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --nbval-lax --nbval-current-env \
 	  --nbval-cell-timeout 1800 --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
+
+test-library:  ## the library's own tests, with any PYTHON that has what it needs, and pytest
+	$(PYTHON) -m pytest -q tests/test_library.py tests/test_reference.py minitensorpoly
+
+MODELS := architectures errors factors files peers start task_ids
+test-models: $(READY)  ## the tests of the library on models of transformers
+	$(BIN)/python -m pytest -q --numprocesses auto $(MODELS:%=tests/test_%.py)
 
 test-site: $(READY) $(CHROMIUM) _build/html/index.html  ## try the website in Chromium: _build/screenshots
 	$(BIN)/python -m pytest -q tests/site
@@ -55,10 +71,24 @@ $(CHROMIUM):
 lint: $(READY)  ## check style
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(READY)  ## mend style
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+BRANCH ?= colab
+stamp:  ## ADDRESS=https://github.com/OWNER/NAME: a branch for Colab, with that address
+	cd book && $(PYTHON) -m lab.publish "$(ADDRESS)" $(BRANCH)
+
+publish: $(READY) stamp  ## ADDRESS=...: the same, and the website with buttons for Colab
+	PYTHONPATH=$(CURDIR)/_build/published $(BIN)/jupyter-book build --warningiserror --keep-going _build/published
+	@echo "The website is at $(CURDIR)/_build/published/_build/html/index.html"
+
+pins:  ## take the newest version of everything into requirements.txt, then run all
+	$(PYTHON) tests/update_pins.py
+	$(MAKE) test book
 
 lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 	cd book && ../$(BIN)/python -m lab.experiment

@@ -66,3 +66,12 @@ def adapted_linear(method, in_features=12, out_features=20, dtype=torch.float64,
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(in_features, out_features, dtype=dtype))
     return randomize(mtp.adapt(model, make_config(method, target_modules="0", **options)))
+
+
+def enable_checkpointing(model, use_reentrant):
+    """The layers' activations are computed once more in the backward pass."""
+    options = {"use_reentrant": use_reentrant}
+    if hasattr(model, "activation_checkpointing_enable"):  # older versions of transformers have another name
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)

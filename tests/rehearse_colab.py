@@ -2,13 +2,18 @@
 
     python tests/rehearse_colab.py                       # chapter 9
     python tests/rehearse_colab.py 01_lora 11_use        # or others
+    python3 tests/rehearse_colab.py --published ADDRESS   # in Colab's own image, what a repository publishes
 
 It makes a fresh virtual environment with torch, transformers, datasets and matplotlib, in the versions of
 requirements.txt, and a stand-in for `google.colab`. The notebook gets this repository's folder as the address
 that it clones, as publishing gives it the public one; what is cloned is the last commit. Then the notebook is
 executed from top to bottom. It takes some minutes, and pip needs a network: so it is no part of `make test`.
+
+With an address, the machine is the one that this runs on, as it is, and the notebooks are those of the branch
+`colab` of the repository at that address, as Colab opens them.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -61,30 +66,48 @@ def versions(python: Path) -> dict[str, str]:
     return {package["name"]: package["version"] for package in json.loads(listed)}
 
 
-def rehearse(name: str, folder: Path) -> list:
-    """Executes one notebook alone in a folder; an error in a cell is raised.
+def rehearse(path: Path, folder: Path, kernel: str) -> str:
+    """Executes a notebook alone in a folder; an error in a cell is raised.
+
+    Args:
+        path: the notebook, with the address that it clones.
+        folder: is made.
+        kernel: name of the Jupyter kernel.
 
     Returns:
         What its first cell printed.
     """
     folder.mkdir()
-    path = Path(shutil.copy(ROOT / "book" / f"{name}.ipynb", folder))
-    write_cell(path, ROOT.as_uri())
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(shutil.copy(path, folder), as_version=4)
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=1800, kernel_name="colab", resources=where).execute()
+    NotebookClient(notebook, timeout=1800, kernel_name=kernel, resources=where).execute()
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     return "".join(output.get("text", "") for output in first.outputs if output.get("name") == "stdout")
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("notebooks", nargs="*", default=["09_finetune"], help="their names")
+    parser.add_argument("--published", metavar="ADDRESS", help="of a repository that has the branch colab")
+    options = parser.parse_args()
     for variable in ("PYTHONPATH", "VIRTUAL_ENV"):
         os.environ.pop(variable, None)
     with tempfile.TemporaryDirectory() as temporary:
-        python = make_machine(Path(temporary))
+        folder, copy = Path(temporary), Path(temporary) / "copy"
+        if options.published:
+            python, kernel = Path(sys.executable), "python3"
+            command = ["git", "clone", "--quiet", "--depth=1", "--branch=colab", options.published, copy]
+            subprocess.run(command, check=True)
+        else:
+            python, kernel = make_machine(folder), "colab"
+            shutil.copytree(ROOT / "book", copy / "book", ignore=shutil.ignore_patterns("lab"))
+            for path in (copy / "book").glob("*.ipynb"):
+                write_cell(path, ROOT.as_uri())
         before = versions(python)
-        for name in sys.argv[1:] or ["09_finetune"]:
-            said = rehearse(name, Path(temporary) / name).strip()
+        for name in options.notebooks:
+            said = rehearse(copy / "book" / f"{name}.ipynb", folder / name, kernel).strip()
             print(f"{name}: {said}")
             if not said.splitlines()[-1].startswith("minitensorpoly"):
                 raise SystemExit(f"{name}: its first cell does not end with the check of the library")

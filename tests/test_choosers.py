@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import minitensorpoly as mtp
-from common import METHODS, make_config, randomize
+from common import METHODS, enable_checkpointing, make_config, randomize
 from lab import choosers, prompts, real_tasks
 from lab.backbone import load_backbone
 
@@ -147,7 +147,7 @@ def test_checkpointing_of_gradients_changes_nothing(kind):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            chooser.model.activation_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(chooser.model, use_reentrant=False)
         chooser(**chooser.collate(examples))["loss"].backward()
         gradients.append([p.grad for p in mtp.adapter_parameters(chooser.model).values()])
     torch.testing.assert_close(*gradients)

@@ -1,7 +1,9 @@
 """What the project promises of itself."""
 
 import ast
+import inspect
 import io
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +11,14 @@ import tokenize
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+import minitensorpoly as mtp
+import test_library
 from common import T5, make_t5
-from lab import backbone
+from lab import backbone, execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -107,3 +112,56 @@ def test_the_examples_of_the_readme_run(monkeypatch, tmp_path):
     assert type(names["model"]) is T5 and (tmp_path / "adapter" / "adapter.json").exists()
     assert (tmp_path / "lora" / "adapter_config.json").exists()
     assert examples[0].count("\n") <= 13
+
+
+def test_the_method_that_contributing_adds_has_what_every_method_has(monkeypatch, tmp_path):
+    """The page's own checks, then all of `test_library.py`; the row is taken out again."""
+    before = dict(mtp.METHODS)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    try:
+        for example in examples:
+            exec(example, names)
+        (added,) = mtp.METHODS.keys() - before
+        assert added not in before and (tmp_path / "lora" / "adapter_config.json").exists()
+        tests = [test for name, test in vars(test_library).items() if name.startswith("test_")]
+        assert len(tests) >= 7
+        for number, test in enumerate(tests):
+            folder = tmp_path / str(number)
+            arguments = {"method": added, "tmp_path": folder}
+            test(**{name: arguments[name] for name in inspect.signature(test).parameters})
+        config = mtp.AdapterConfig(added, "0", n_tasks=1, rank=8)
+        layer = mtp.adapt(torch.nn.Sequential(torch.nn.Linear(4000, 8)), config)[0]
+        assert layer.lora(task=0)[0].var().item() == pytest.approx(1 / (3 * 4000), rel=0.3)
+    finally:
+        mtp.METHODS.clear()
+        mtp.METHODS.update(before)
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper_that_the_readme_cites():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mtp.__version__
+    paper = citation["preferred-citation"]
+    readme = (ROOT / "README.md").read_text()
+    for said in (paper["title"], paper["journal"], str(paper["year"]), paper["url"]):
+        assert f"{{{said}}}" in readme
+    authors = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert f"{{{' and '.join(authors)}}}" in readme
+
+
+def test_costs_are_recorded_of_every_notebook_and_of_no_other():
+    assert json.loads(execute.COSTS.read_text()).keys() == {path.stem for path in NOTEBOOKS}
+
+
+def test_workflows_call_targets_that_exist_and_name_major_versions():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    called = set()
+    for path in workflows:
+        jobs = yaml.safe_load(path.read_text())["jobs"].values()
+        assert all("timeout-minutes" in job for job in jobs), path
+        for step in (step for job in jobs for step in job["steps"]):
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/x@v1")), step
+            called |= set(re.findall(r"\bmake ([a-z-]+)", step.get("run", "")))
+    assert called <= targets and {"test", "test-library", "book", "test-site", "publish"} <= called

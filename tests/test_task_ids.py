@@ -28,6 +28,7 @@ from common import (
     ROUTED,
     adapted_linear,
     adapted_t5,
+    enable_checkpointing,
     make_batch,
     make_config,
     make_t5,
@@ -108,7 +109,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, reentrant, orde
 
     expected = run(adapted_t5(method).train())
     model = adapted_t5(method).train()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, reentrant)
     if reentrant:
         model.enable_input_require_grads()
     for name, gradient in run(model).items():

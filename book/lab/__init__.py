@@ -20,4 +20,6 @@ figures.py          pictures of results
 drawings.py         pictures that explain
 notebook.py         the first cell of every notebook
 execute.py          executes the notebooks in place
+publish.py          a copy of the book with the address of the repository that publishes it
+site.py             what the website has beyond what Jupyter Book makes
 """
