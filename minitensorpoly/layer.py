@@ -55,9 +55,10 @@ class AdaptedLinear(nn.Module):
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
         x, known = self.dropout(x).to(y.dtype), self.context.call.factors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        compiling, training = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if training and self.router is not None and not compiling:
             return _Update.apply(y, x, self.scale, self._factors, *self._parts(len(x)))
-        if known is None or self.training or torch.compiler.is_compiling():
+        if training or self.training or compiling or known is None:
             return _update(y, x, self.scale, *self._factors(x.dtype, *self._parts(len(x))))[0]
         if (self, x.dtype) not in known:
             known[self, x.dtype] = self._factors(x.dtype, *self._parts(len(x)))
@@ -76,7 +77,7 @@ class AdaptedLinear(nn.Module):
         factors = [self.A.build(a, weights).to(dtype), self.B.build(b, weights).to(dtype)]
         if weights is None:
             return [factor[None] for factor in factors]
-        return factors if index is None else [factor[index] for factor in factors]
+        return factors if index is None else [factor.index_select(0, index) for factor in factors]
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:

@@ -284,7 +284,7 @@ REHEARSED = dataclasses.replace(SMALL, **TINY, new_tokens=3)
 PROFILES = {  # settings whose cost is measured, each with its rounds; a stack, and the rounds of its growth
     "cpu": (
         [(SMALL, 7), (FEW_ROWS, 7), (dataclasses.replace(SMALL, dtype="bfloat16"), 5), (COMPILED, 7)],
-        (STACK, GROWTH, 7),
+        (STACK, GROWTH, 11),
     ),
     "gpu": (
         [(dataclasses.replace(now, **ON_GPU), 20) for now in (T0_3B, SMALL, FEW_ROWS)]
