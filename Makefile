@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu chapters \
+.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu costs chapters \
   backbones rehearsal clean
 
 help:  ## list the commands
@@ -57,7 +57,7 @@ test-models: $(READY)  ## the tests of the library on models of transformers
 	$(BIN)/python -m pytest -q --numprocesses auto $(MODELS:%=tests/test_%.py)
 
 test-site: $(READY) $(CHROMIUM) _build/html/index.html  ## try the website in Chromium: _build/screenshots
-	$(BIN)/python -m pytest -q tests/site
+	$(BIN)/python -m pytest -q --numprocesses auto tests/site
 
 _build/html/index.html:
 	$(MAKE) book
@@ -93,10 +93,12 @@ pins:  ## take the newest version of everything into requirements.txt, then run 
 lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 	cd book && ../$(BIN)/python -m lab.experiment
 
-gpu: $(READY)  ## on a GPU: the experiment on real tasks, and the time of a step at T5-base's shape
+gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost at the shape of T0-3B
 	cd book && ../$(BIN)/python -m lab.real_experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
-	cd book && ../$(BIN)/python -m lab.bench --device cuda --dtype bfloat16 --width 768 --layers 12 \
-	  --out results/bench_t5_base.json
+	cd book && ../$(BIN)/python -m lab.bench gpu
+
+costs: $(READY)  ## measure again what adapters cost on this CPU (half an hour, nothing beside it)
+	cd book && OMP_NUM_THREADS=2 ../$(BIN)/python -m lab.bench cpu
 
 chapters: $(READY)  ## execute the notebooks in place, after a change, and record their cost
 	cd book && ../$(BIN)/python -m lab.execute

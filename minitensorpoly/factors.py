@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def tensor_product(leaves: Sequence[Tensor] | Tensor) -> Tensor:
+def tensor_product(leaves: Sequence[Tensor] | Tensor, size: int | None = None) -> Tensor:
     """Tensor product of N leaves, flattened, over any leading axes.
 
     Each new leaf is drawn out along a new last axis, which is then folded into the row:
@@ -23,14 +23,18 @@ def tensor_product(leaves: Sequence[Tensor] | Tensor) -> Tensor:
 
     Args:
         leaves: N tensors of shape (..., q_1), ..., (..., q_N), with leading axes that broadcast.
+        size: how many of the first entries are wanted; None: all. The others are not computed.
 
     Returns:
         Tensor of shape (..., q_1 * ... * q_N); the last leaf varies fastest, as in `torch.kron`.
     """
     product = leaves[0]
-    for leaf in leaves[1:]:
+    for n, leaf in enumerate(leaves[1:], start=1):
+        if size is not None:
+            drawn_out = math.prod(later.shape[-1] for later in leaves[n:])  # what becomes of one entry
+            product = product[..., : math.ceil(size / drawn_out)]
         product = (product[..., :, None] * leaf[..., None, :]).flatten(-2)
-    return product
+    return product[..., :size]
 
 
 def leaf_size(dim: int, order: int) -> int:
@@ -163,18 +167,15 @@ class TensorFactor(Factor):
     def build(self, leaves: Tensor, weights: Tensor | None = None) -> Tensor:
         """Multiplies the leaves and mixes the products, or mixes the leaves and multiplies them."""
         if self.n_splits > 1:
-            factor = self._product(mix(weights, leaves))
-        elif weights is None:
-            factor = self._product(leaves).sum(0)
-        else:
-            factor = mix(weights, self._product(leaves)[None])[0]
-        return factor[..., : self.dim]
+            return self._product(mix(weights, leaves))
+        products = self._product(leaves)  # (experts, rank, dim)
+        return products.sum(0) if weights is None else mix(weights, products[None])[0]
 
     def _product(self, leaves: Tensor) -> Tensor:
-        """(order, ..., rank, leaf_size) -> (..., rank, leaf_size**order)"""
+        """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
         if self.normalize:
             leaves = [_normalized_product(pair) for pair in leaves.split(2)]
-        return tensor_product(leaves)
+        return tensor_product(leaves, self.dim)
 
 
 def _normalized_product(pair: Tensor) -> Tensor:

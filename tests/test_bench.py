@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 
@@ -15,7 +16,16 @@ from common import METHODS
 from lab import bench
 
 TINY = bench.Setting(
-    width=64, layers=1, vocabulary=50, rank=4, experts=3, n_tasks=3, rows=4, tokens=6, new_tokens=3
+    width=64,
+    feed_forward=96,
+    layers=1,
+    vocabulary=50,
+    rank=4,
+    experts=3,
+    n_tasks=3,
+    rows=4,
+    tokens=6,
+    new_tokens=3,
 )
 
 
@@ -68,13 +78,18 @@ def test_contenders_share_the_base_and_start_at_it(contenders):
         assert torch.equal(model.eval()(**inputs).logits, expected), name
 
 
+class Net(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).sum()
+
+
 def test_memory_is_what_the_forward_pass_keeps_once_and_without_parameters():
-    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    model = Net(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.randn(5, 8)
-    kept = bench.memory(lambda: model(x).sum().backward(), model)
+    kept = bench.memory(model, {"x": x})
     assert kept == 4 * (x.numel() + 5 * 16)  # the input, and the output of tanh, which two layers keep
     with torch.no_grad():
-        assert bench.memory(lambda: model(x), model) == 0
+        assert bench.memory(model, {"x": x}) == 0
 
 
 def test_batch_has_a_task_for_each_row_or_one_for_all():
@@ -94,45 +109,60 @@ def test_a_step_trains_the_adapter_alone_and_generation_writes_all_tokens(conten
     assert bench.generation(model, batch)().shape == (4, 1 + 3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_command_measures_all_contenders_and_writes_json(dtype, tmp_path, monkeypatch, capsys):
-    shape = [
-        f"--{name.replace('_', '-')}={getattr(TINY, name)}"
-        for name in (
-            "width",
-            "layers",
-            "vocabulary",
-            "rank",
-            "experts",
-            "n_tasks",
-            "rows",
-            "tokens",
-            "new_tokens",
-        )
-    ]
-    file = tmp_path / "folder" / "bench.json"
-    options = [*shape, f"--dtype={dtype}", "--rounds=1", f"--out={file}"]
-    monkeypatch.setattr(sys, "argv", ["bench", *options])
+PLAIN, REFERENCE = {"base", "merged"}, {"PEFT LoRA", "PEFT LoRA again", "PEFT Poly"}
+
+
+def run(monkeypatch, folder, *options):
+    monkeypatch.setattr(sys, "argv", ["bench", *options, f"--folder={folder}"])
     bench.main()
-    result = json.loads(file.read_text())
-    assert result["provenance"]["command"].startswith("python -m lab.bench --width=64")
+
+
+def test_profile_measures_all_contenders_at_both_workloads(tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path / "folder", "rehearsal")
+    result = json.loads((tmp_path / "folder" / "cost_rehearsal.json").read_text())
+    assert result["provenance"]["command"].startswith("python -m lab.bench rehearsal")
     assert {"commit", "date", "device", "versions", "threads"} <= set(result["provenance"])
-    plain, reference = {"base", "merged"}, {"PEFT LoRA", "PEFT LoRA again", "PEFT Poly"}
-    for workload, expected in (
-        ("training", reference | set(bench.OURS)),
-        ("generation", plain | reference | set(bench.OURS)),
-    ):
-        for mixed in (False, True):
-            records = [
-                r
-                for r in result["records"]
-                if r["workload"] == workload
-                and r["setting"]["mixed"] == mixed
-                and r["setting"]["dtype"] == dtype
-            ]
-            assert {r["contender"] for r in records} == expected
-            assert all(len(r["seconds"]) == 1 and r["ratio"]["median"] > 0 for r in records)
-            assert all((r["memory"] is not None) == (workload == "training") for r in records)
+    costs = bench.table(result["records"])
+    for (_, workload, _), own in costs.groupby(["dtype", "workload", "mixed"]):
+        expected = REFERENCE | set(bench.OURS) | (PLAIN if workload == "generation" else set())
+        assert set(own["contender"]) == expected and len(own) == len(expected)
+        assert (own["low"] > 0).all() and (own["low"] <= own["high"]).all()
+        assert own["memory"].notna().all() == (workload == "training")
+    assert len(costs.groupby(["dtype", "workload", "mixed"])) == 8
+    assert costs["gated"].any() and not costs["gated"].all()
+
+
+def test_profile_measures_growth_of_one_option_at_a_time(tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path, "rehearsal")
+    records = json.loads((tmp_path / "scaling_rehearsal.json").read_text())["records"]
+    found = bench.table(records)
+    assert set(found["option"]) == set(bench.GROWTH)
+    for option, own in found.groupby("option"):
+        assert sorted(set(own["value"])) == list(bench.GROWTH[option][:2])
+        assert (own[option] == own["value"]).all()
+        assert set(own["contender"]) == REFERENCE | set(bench.OURS)
+    assert (found[found["contender"] == "PEFT LoRA"]["memory"] == 1).all()
+    assert (found[found["contender"] == "PEFT LoRA"]["median"] == 1).all()
+
+
+def test_setting_of_ones_own_is_measured(tmp_path, monkeypatch):
+    sizes = {name: getattr(TINY, name) for name in ("width", "layers", "vocabulary", "rows", "tokens")}
+    options = [f"--{name}={size}" for name, size in sizes.items()]
+    run(monkeypatch, tmp_path, "custom", *options, "--feed-forward=96", "--new-tokens=3", "--rounds=1")
+    records = json.loads((tmp_path / "cost_custom.json").read_text())["records"]
+    assert {r["setting"]["feed_forward"] for r in records} == {96}
+    assert all(r["setting"][name] == size for r in records for name, size in sizes.items())
+    assert not (tmp_path / "scaling_custom.json").exists()
+
+
+def test_profiles_for_measurements_have_the_shapes_that_they_name():
+    (t0, _), *_ = bench.PROFILES["gpu"][0]
+    with torch.device("meta"):
+        model = bench.make_base(dataclasses.replace(t0, device="meta"))
+    adapted = mtp.adapt(model, mtp.AdapterConfig("lora", bench.TARGET_MODULES))
+    assert len(mtp.adapted_layers(adapted)) == 432 and t0.dtype == "bfloat16" and t0.device == "cuda"
+    small = bench.make_base(dataclasses.replace(bench.SMALL, device="meta"))
+    assert small.num_parameters() == 60506624  # google-t5/t5-small
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -145,7 +175,11 @@ def test_multiplications_of_a_layer_are_those_that_pytorch_counts(method, order)
     model = mtp.adapt(nn.Sequential(nn.Linear(d, o)), config)
     layer, ids = model[0], torch.arange(u)
     q = [mtp.leaf_size(size, order) for size in (d, o)]
-    p = sum(size**j for size in q for j in range(2, order + 1))
+    p = sum(  # of each product of j leaves, as much as is needed for the whole one
+        math.ceil(dim / size ** (order - j + 1)) * size
+        for dim, size in zip((d, o), q, strict=True)
+        for j in range(2, order + 1)
+    )
     mixed, products = u * K * r * (d + o), K * r * p
     factors = {
         "lora": 0,

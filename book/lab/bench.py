@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
+import pandas
 import peft
 import torch
 from torch import nn
@@ -320,6 +321,26 @@ def measure_growth(setting: Setting, growth: dict, rounds: int) -> list[dict]:
     return records
 
 
+def table(records: list[dict]) -> pandas.DataFrame:
+    """A row for each record: its setting, workload and contender, and what it costs.
+
+    Columns low, median and high are those of its time as a ratio to the reference, and memory is a ratio
+    to the reference's in the same measurement.
+    """
+    rows = []
+    for record in records:
+        row = (
+            record["setting"] | record["ratio"] | {k: record[k] for k in ("workload", "contender", "trained")}
+        )
+        row |= {key: record[key] for key in ("option", "value") if key in record}
+        rows.append(row | {"memory": record.get("memory")})
+    found = pandas.DataFrame(rows)
+    keys = [*records[0]["setting"], "workload"]
+    of_reference = found["memory"].where(found["contender"] == REFERENCE)
+    reference = of_reference.groupby([found[key] for key in keys]).transform("max")
+    return found.assign(memory=found["memory"] / reference)
+
+
 def write(file: Path, where: dict, records: list) -> None:
     """Writes records with their provenance."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -336,16 +357,17 @@ def main():
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
     parser.add_argument("--rounds", type=int, default=20, help="of a setting of your own")
+    parser.add_argument("--only", choices=["cost", "growth"], help="one of a profile's two parts")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = vars(parser.parse_args())
-    profile, rounds, folder = (arguments.pop(name) for name in ("profile", "rounds", "folder"))
+    profile, rounds, only, folder = (arguments.pop(k) for k in ("profile", "rounds", "only", "folder"))
     settings, growth = PROFILES.get(profile, ([(Setting(**arguments), rounds)], None))
     where = provenance("lab.bench", settings[0][0].device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
-    if growth:
+    if growth and only != "cost":
         write(folder / f"scaling_{profile}.json", where, measure_growth(*growth))
     records = []
-    for setting, rounds in settings:
+    for setting, rounds in settings if only != "growth" else []:
         records += measure_cost(setting, rounds)
         write(folder / f"cost_{profile}.json", where, records)
 

@@ -119,6 +119,65 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
     return figure
 
 
+def costs(measured: pandas.DataFrame, title: str):
+    """Time of a training step and of writing, as ratios: a contender a row, whiskers between quartiles.
+
+    Args:
+        measured: from `lab.bench.table`, of one setting with mixed batches and with batches of one task.
+        title: of the figure.
+    """
+    figure, grid = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True)
+    names = list(dict.fromkeys(measured.sort_values("workload", kind="stable")["contender"]))
+    looks = {True: ("a task for each row", "#0072B2", 0.2), False: ("one task", "#E69F00", -0.2)}
+    for axes, workload in zip(grid, ("training", "generation"), strict=True):
+        for row in measured[measured["workload"] == workload].itertuples():
+            label, color, shift = looks[row.mixed]
+            y = shift - names.index(row.contender)
+            axes.barh(y, row.median, height=0.36, color=color, label=label)
+            axes.plot([row.low, row.high], [y, y], color="black", lw=1.5)
+        axes.axvline(1, color="black", lw=1, ls=":")
+        axes.set_xlabel("time, PEFT LoRA = 1")
+        axes.set_title({"training": "a training step", "generation": "writing"}[workload])
+    grid[0].set_yticks([-i for i in range(len(names))], names)
+    handles = dict(zip(*grid[1].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title, x=0.02, ha="left")
+    return figure
+
+
+def growth(measured: pandas.DataFrame, column: str, ylabel: str, title: str):
+    """A panel for each option that grows, a line for each contender.
+
+    Args:
+        measured: from `lab.bench.table`, with the columns `option` and `value`.
+        column: what is shown.
+        ylabel: its name and unit.
+        title: of the figure.
+    """
+    options = list(dict.fromkeys(measured["option"]))
+    figure, grid = plt.subplots(1, len(options), figsize=(10, 3), sharey=True)
+    peft = {"PEFT Poly": "#CC79A7"}
+    lines = peft | {name: COLORS[name] for name in COLORS if name in set(measured["contender"])}
+    for axes, option in zip(grid, options, strict=True):
+        for name, color in lines.items():
+            own = measured[(measured["option"] == option) & (measured["contender"] == name)]
+            style = "--" if name in peft else "-"
+            axes.plot(
+                own["value"], own[column], style, marker=MARKERS.get(name, "d"), ms=4, color=color, label=name
+            )
+        values = sorted(set(measured[measured["option"] == option]["value"]))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(values, values, rotation=60 if max(values) > 100 else 0, fontsize=8)
+        axes.minorticks_off()
+        axes.axhline(1, color="black", lw=1, ls=":")
+        axes.set_xlabel({"experts": "skills or tensor rank", "n_tasks": "tasks"}.get(option, option))
+    grid[0].set_ylabel(ylabel)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
+    figure.suptitle(title, x=0.02, ha="left")
+    return figure
+
+
 def learning_rates(records: list[dict], chosen: dict):
     """The search: exact match against learning rate, a panel a width, the chosen rate marked."""
     widths = sorted({record["width"] for record in records})
