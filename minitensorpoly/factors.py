@@ -109,7 +109,7 @@ class MatrixFactor(Factor):
     def build(self, matrices: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mixes the matrices; shapes as in `forward`."""
         if weights is None:
-            return matrices.sum(0)
+            return matrices.sum(0) if len(matrices) > 1 else matrices[0]
         blocks = matrices.unflatten(-1, (self.n_splits, -1)).movedim(-2, 0)  # (splits, experts, rank, block)
         return mix(weights, blocks).movedim(0, -2).flatten(-2)
 

@@ -55,17 +55,17 @@ class AdaptedLinear(nn.Module):
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
         x, known = self.dropout(x).to(y.dtype), self.context.call.factors
-        compiling, training = torch.compiler.is_compiling(), torch.is_grad_enabled()
-        if training and self.router is not None and not compiling:
+        compiling, learning = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if learning and self.router is not None and not compiling:  # the backward pass builds them again
             return _Update.apply(y, x, self.scale, self._factors, *self._parts(len(x)))
-        if training or self.training or compiling or known is None:
+        if learning or self.training or compiling or known is None:  # for this call alone
             return _update(y, x, self.scale, *self._factors(x.dtype, *self._parts(len(x))))[0]
-        if (self, x.dtype) not in known:
+        if (self, x.dtype) not in known:  # in `generate`: for all of its tokens
             known[self, x.dtype] = self._factors(x.dtype, *self._parts(len(x)))
         return _update(y, x, self.scale, *known[self, x.dtype])[0]
 
     def _parts(self, n_rows):
-        """What the factors of a call are made of: index, parameters of A and B, weights of the tasks."""
+        """What factors are built of: index, parameters of A and B, and weights (tasks, splits, experts)."""
         parameters = next(self.A.parameters()), next(self.B.parameters())
         if self.router is None:
             return None, *parameters
@@ -76,7 +76,7 @@ class AdaptedLinear(nn.Module):
         """A (groups, rank, in) and the transpose of B (groups, rank, out)."""
         factors = [self.A.build(a, weights).to(dtype), self.B.build(b, weights).to(dtype)]
         if weights is None:
-            return [factor[None] for factor in factors]
+            return [factor[None] for factor in factors]  # one group, all rows
         return factors if index is None else [factor.index_select(0, index) for factor in factors]
 
     @torch.no_grad()
@@ -112,9 +112,9 @@ def _grouped(x, factor):
 
 
 class _Update(torch.autograd.Function):
-    """`_update` in training: it keeps no factors for the backward pass, but builds them once more.
+    """`_update` in training, which keeps no factors for the backward pass but builds them once more.
 
-    The factors of a batch of tasks take as much memory as the layer's input does, and little time.
+    An A and a B for each row can take as much memory as the layer's input, and take little time to build.
     """
 
     @staticmethod
