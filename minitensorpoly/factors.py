@@ -167,15 +167,19 @@ class TensorFactor(Factor):
     def build(self, leaves: Tensor, weights: Tensor | None = None) -> Tensor:
         """Multiplies the leaves and mixes the products, or mixes the leaves and multiplies them."""
         if self.n_splits > 1:
-            return self._product(mix(weights, leaves))
-        products = self._product(leaves)  # (experts, rank, dim)
-        return products.sum(0) if weights is None else mix(weights, products[None])[0]
+            factor = self._product(mix(weights, leaves))
+        elif weights is None:
+            factor = self._product(leaves).sum(0)
+        else:
+            factor = mix(weights, self._product(leaves)[None])[0]
+        return factor[..., : self.dim]
 
     def _product(self, leaves: Tensor) -> Tensor:
-        """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
+        """(order, ..., rank, leaf_size) -> (..., rank, dim and what fills up the last leaf)"""
+        size = math.ceil(self.dim / leaves.shape[-1]) * leaves.shape[-1]
         if self.normalize:
             leaves = [_normalized_product(pair) for pair in leaves.split(2)]
-        return tensor_product(leaves, self.dim)
+        return tensor_product(leaves, size)
 
 
 def _normalized_product(pair: Tensor) -> Tensor:

@@ -181,12 +181,13 @@ def test_multiplications_of_a_layer_are_those_that_pytorch_counts(method, order)
         for j in range(2, order + 1)
     )
     mixed, products = u * K * r * (d + o), K * r * p
+    filled = sum(math.ceil(dim / size) * size for dim, size in zip((d, o), q, strict=True))
     factors = {
         "lora": 0,
         "tlora": products,
         "poly": mixed,
         "mhr": mixed,
-        "tensorpoly-1": products + mixed,
+        "tensorpoly-1": products + u * K * r * filled,
         "tensorpoly-2": u * order * K * r * sum(q) + u * r * p,
     }[method]
 
