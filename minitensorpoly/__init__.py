@@ -1,4 +1,4 @@
-"""Mixtures of latent experts with tensor products (TensorPoly), in about 500 lines of PyTorch."""
+"""Mixtures of latent experts with tensor products (TensorPoly), in under 600 lines of PyTorch."""
 
 from .config import METHODS, AdapterConfig
 from .factors import leaf_size, tensor_product

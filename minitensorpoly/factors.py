@@ -23,15 +23,16 @@ def tensor_product(leaves: Sequence[Tensor] | Tensor, size: int | None = None) -
 
     Args:
         leaves: N tensors of shape (..., q_1), ..., (..., q_N), with leading axes that broadcast.
-        size: how many of the first entries are wanted; None: all. The others are not computed.
+        size: how many of the first entries are wanted; None: all. Others are computed to the end of a leaf.
 
     Returns:
-        Tensor of shape (..., q_1 * ... * q_N); the last leaf varies fastest, as in `torch.kron`.
+        Tensor of shape (..., q_1 * ... * q_N), or its first `size` entries; the last leaf varies
+        fastest, as in `torch.kron`.
     """
     product = leaves[0]
     for n, leaf in enumerate(leaves[1:], start=1):
         if size is not None:
-            drawn_out = math.prod(later.shape[-1] for later in leaves[n:])  # what becomes of one entry
+            drawn_out = math.prod([later.shape[-1] for later in leaves[n:]])  # entries that one becomes
             product = product[..., : math.ceil(size / drawn_out)]
         product = (product[..., :, None] * leaf[..., None, :]).flatten(-2)
     return product[..., :size]
@@ -59,7 +60,9 @@ def mix(weights: Tensor, experts: Tensor) -> Tensor:
 
 
 class Factor(nn.Module):
-    """What every kind of factor is: one parameter, and `build`, which makes the factor of a task of it."""
+    """What every kind of factor is: a parameter, and `build`, which makes the factor of a task of it."""
+
+    name: str  # of the parameter
 
     def forward(self, weights: Tensor | None = None) -> Tensor:
         """The factor of each task.
@@ -70,7 +73,7 @@ class Factor(nn.Module):
         Returns:
             (tasks, rank, dim), or (rank, dim) without weights.
         """
-        return self.build(next(self.parameters()), weights)
+        return self.build(getattr(self, self.name), weights)
 
 
 class MatrixFactor(Factor):
@@ -89,6 +92,8 @@ class MatrixFactor(Factor):
     Raises:
         ValueError: n_splits does not divide dim.
     """
+
+    name = "matrices"
 
     def __init__(self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1):
         super().__init__()
@@ -109,7 +114,7 @@ class MatrixFactor(Factor):
     def build(self, matrices: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mixes the matrices; shapes as in `forward`."""
         if weights is None:
-            return matrices.sum(0) if len(matrices) > 1 else matrices[0]
+            return matrices.sum(0)
         blocks = matrices.unflatten(-1, (self.n_splits, -1)).movedim(-2, 0)  # (splits, experts, rank, block)
         return mix(weights, blocks).movedim(0, -2).flatten(-2)
 
@@ -139,6 +144,8 @@ class TensorFactor(Factor):
     >>> TensorFactor(dim=512, rank=1, n_experts=2, order=3).leaves.shape
     torch.Size([3, 2, 1, 8])
     """
+
+    name = "leaves"
 
     def __init__(self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1, order=2, normalize=False):
         super().__init__()

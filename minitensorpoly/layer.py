@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .config import AdapterConfig
 from .routing import Router, TaskContext
@@ -54,30 +53,29 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
-        x, known = self.dropout(x).to(y.dtype), self.context.call.factors
-        compiling, learning = torch.compiler.is_compiling(), torch.is_grad_enabled()
-        if learning and self.router is not None and not compiling:  # the backward pass builds them again
-            return _Update.apply(y, x, self.scale, self._factors, *self._parts(len(x)))
-        if learning or self.training or compiling or known is None:  # for this call alone
-            return _update(y, x, self.scale, *self._factors(x.dtype, *self._parts(len(x))))[0]
-        if (self, x.dtype) not in known:  # in `generate`: for all of its tokens
-            known[self, x.dtype] = self._factors(x.dtype, *self._parts(len(x)))
-        return _update(y, x, self.scale, *known[self, x.dtype])[0]
+        x, kept = self.dropout(x).to(y.dtype), self.context.call.factors
+        tasks, index = (None, None) if self.router is None else self.context.tasks_of(len(x))
+        if torch.is_grad_enabled() and self.router is not None and not _is_transformed():
+            parameters = (getattr(factor, factor.name) for factor in (self.A, self.B))
+            output = _Update.apply(y, x, self.scale, self._rebuilt, index, *parameters, self.router(tasks))
+        elif kept is None or self.training or torch.is_grad_enabled() or _is_transformed():
+            output, _ = _update(y, x, self.scale, *self._factors(x.dtype, tasks, index))
+        else:  # in `generate`: the factors of the first token are those of all
+            if (self, x.dtype) not in kept:
+                kept[self, x.dtype] = self._factors(x.dtype, tasks, index)
+            output, _ = _update(y, x, self.scale, *kept[self, x.dtype])
+        return output.view(y.shape)
 
-    def _parts(self, n_rows):
-        """What factors are built of: index, parameters of A and B, and weights (tasks, splits, experts)."""
-        parameters = next(self.A.parameters()), next(self.B.parameters())
+    def _factors(self, dtype, tasks, index):
+        """A (groups, rank, in) and the transpose of B (groups, rank, out) of the tasks in a batch."""
         if self.router is None:
-            return None, *parameters
-        tasks, index = self.context.tasks_of(n_rows)
-        return index, *parameters, self.router(tasks)
+            return [factor()[None].to(dtype) for factor in (self.A, self.B)]  # one group, all rows
+        weights = self.router(tasks)
+        return _spread(self.A(weights), self.B(weights), dtype, index)
 
-    def _factors(self, dtype, index, a, b, weights=None):
-        """A (groups, rank, in) and the transpose of B (groups, rank, out)."""
-        factors = [self.A.build(a, weights).to(dtype), self.B.build(b, weights).to(dtype)]
-        if weights is None:
-            return [factor[None] for factor in factors]  # one group, all rows
-        return factors if index is None else [factor.index_select(0, index) for factor in factors]
+    def _rebuilt(self, dtype, index, a, b, weights):
+        """The same, of given parameters and weights."""
+        return _spread(self.A.build(a, weights), self.B.build(b, weights), dtype, index)
 
     @torch.no_grad()
     def lora(self, task: int) -> tuple[Tensor, Tensor]:
@@ -97,18 +95,29 @@ class AdaptedLinear(nn.Module):
         return shape + (f", routing={tuple(self.router.logits.shape)}" if self.router else "")
 
 
-def _update(y, x, scale, A, B):
-    """y + scale B A x, where each group of rows has an A and a B of its own; and its A x.
+def _is_transformed():
+    """Whether PyTorch compiles or transforms what runs, and would not follow `_Update`."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
-    Shapes: y (rows, ..., out), x (rows, ..., in), A (groups, rank, in), B transposed (groups, rank, out).
-    """
-    hidden = torch.bmm(_grouped(x, A), A.mT)  # (groups, tokens, rank)
-    return torch.baddbmm(_grouped(y, B), hidden, B, alpha=scale).view(y.shape), hidden
+
+def _spread(A, B, dtype, index):
+    """Factors of tasks -> factors of groups: of each example, if there is an index."""
+    return [f.to(dtype) if index is None else f.to(dtype).index_select(0, index) for f in (A, B)]
 
 
 def _grouped(x, factor):
     """(rows, ..., features) -> (groups, tokens, features)"""
     return x.reshape(len(factor), -1, x.shape[-1])
+
+
+def _update(y, x, scale, A, B):
+    """y + scale B A x, where each group of rows has an A and a B of its own; and its A x.
+
+    Shapes: y (rows, ..., out), x (rows, ..., in), A (groups, rank, in), B transposed (groups, rank, out);
+    returned (groups, tokens, out) and (groups, tokens, rank).
+    """
+    hidden = torch.bmm(_grouped(x, A), A.mT)
+    return torch.baddbmm(_grouped(y, B), hidden, B, alpha=scale), hidden
 
 
 class _Update(torch.autograd.Function):
@@ -119,25 +128,27 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, x, scale, build, index, *parts):
-        y, hidden = _update(y, x, scale, *build(x.dtype, index, *parts))
-        ctx.save_for_backward(x, hidden, index, *parts)
+        output, hidden = _update(y, x, scale, *build(x.dtype, index, *parts))
+        ctx.save_for_backward(x, hidden.to(x.dtype), index, *parts)  # autocast may have changed it
         ctx.scale, ctx.build = scale, build
-        return y
+        return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph=True: an adapted layer has no second derivative")
         x, hidden, index, *parts = ctx.saved_tensors
-        needed = ctx.needs_input_grad[-len(parts) :]
         with torch.enable_grad():
+            needed = ctx.needs_input_grad[-len(parts) :]
             parts = [part.detach().requires_grad_(n) for part, n in zip(parts, needed, strict=True)]
             A, B = ctx.build(x.dtype, index, *parts)
-        grad_y = _grouped(grad, B)
-        grad_hidden = ctx.scale * torch.bmm(grad_y, B.mT)
+        grad_output = grad.to(x.dtype)
+        grad_hidden = ctx.scale * torch.bmm(grad_output, B.mT)
         grad_A = torch.bmm(grad_hidden.mT, _grouped(x, A))
-        grad_B = torch.bmm(ctx.scale * hidden.mT, grad_y)
+        grad_B = torch.bmm(ctx.scale * hidden.mT, grad_output)
         learning = [(f, g) for f, g in ((A, grad_A), (B, grad_B)) if f.requires_grad]
         if learning:
             torch.autograd.backward(*zip(*learning, strict=True))
         grad_x = torch.bmm(grad_hidden, A).view(x.shape) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, None, None, None, *(part.grad for part in parts)
+        grad_y = grad.reshape(*x.shape[:-1], grad.shape[-1])
+        return grad_y, grad_x, None, None, None, *(part.grad for part in parts)

@@ -142,18 +142,20 @@ def _call(method, model, task_ids, args, kwargs, factors=None):
         raise ValueError("nn.DataParallel is not supported: launch with torchrun or accelerate")
     outer = call = context.call
     if task_ids is not None:
-        grouped = config.noise_temperature is None
+        grouped = config.noise_temperature is None or not model.training
         call = read_task_ids(task_ids, config.n_tasks, (args, kwargs), grouped)
     if config.routed and call.tasks is None:  # and this is no call from inside `generate`
         raise ValueError(f"task_ids is missing: {config.method} needs task_ids=..., one id per row")
-    context.call = call if factors is None else call._replace(factors=factors)
+    context.call = own = call if factors is None else dataclasses.replace(call, factors=factors)
     try:
         output = method(model, *args, **kwargs)
-        if call.tasks is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if task_ids is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             context.restore_in_backward(output)
         return output
     finally:
         context.call = outer
+        if factors is not None:
+            own.factors = None  # whoever still holds this call finds nothing out of date
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:

@@ -4,8 +4,8 @@
 where the user gives them, to the adapted layers deep inside it.
 """
 
+import dataclasses
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,16 +61,17 @@ class Router(nn.Module):
         self.logits = nn.Parameter(torch.cat([self.logits.detach(), mean]), self.logits.requires_grad)
 
 
-class Call(NamedTuple):
+@dataclasses.dataclass
+class Call:
     """What the layers know of the call of the model that is in progress.
 
     Factors are built for `tasks`. Without an index there is one of them for each example, or a single one
-    for all; the rows of a layer are cut in that many equal groups.
+    for all.
     """
 
     tasks: Tensor | None = None  # (tasks,) task ids
     index: Tensor | None = None  # (batch,) where each example finds its task in `tasks`
-    factors: dict | None = None  # {(layer, dtype): its factors}, kept while `generate` runs
+    factors: dict | None = None  # {(layer, dtype): its factors}, while `generate` runs
 
 
 class TaskContext:
@@ -85,7 +86,7 @@ class TaskContext:
         self.call = Call()
 
     def tasks_of(self, n_rows: int) -> tuple[Tensor, Tensor | None]:
-        """Tasks and index of the call, for a layer that sees so many rows.
+        """Tasks (tasks,) and index (batch,) or None of the call, for a layer that sees so many rows.
 
         A layer may see a multiple of the batch, each example's rows side by side: beams, several
         return sequences, the choices of a multiple-choice question, flattened tokens.
@@ -93,7 +94,7 @@ class TaskContext:
         Raises:
             ValueError: no call with task ids is in progress, or n_rows is no multiple of the batch.
         """
-        tasks, index, _ = self.call
+        tasks, index = self.call.tasks, self.call.index
         if tasks is None:
             raise ValueError("task_ids is missing: call the adapted model with task_ids=..., one id per row")
         batch = len(tasks if index is None else index)
@@ -129,6 +130,9 @@ def read_task_ids(task_ids, n_tasks: int, inputs, grouped: bool = True) -> Call:
         inputs: the arguments of the call; the first tensor among them tells the batch and the device.
         grouped: False: factors for each example, even of one task (noise differs between them).
 
+    Returns:
+        The call, with tasks and index as int64 on the device of the inputs.
+
     Raises:
         TypeError: not integers.
         ValueError: not one id per row, negative, or n_tasks and above.
@@ -157,4 +161,5 @@ def read_task_ids(task_ids, n_tasks: int, inputs, grouped: bool = True) -> Call:
             tasks, index = task_ids[: len(tasks)], None
     elif grouped and n_tasks < batch:
         tasks, index = torch.arange(n_tasks, device=task_ids.device), task_ids
-    return Call(*(ids if ids is None else ids.to(first.device, torch.long) for ids in (tasks, index)))
+    move = partial(Tensor.to, device=first.device, dtype=torch.long, non_blocking=on_host)
+    return Call(move(tasks), None if index is None else move(index))
