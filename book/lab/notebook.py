@@ -38,7 +38,7 @@ ready()"""
 METADATA = {
     "cellView": "form",
     "jupyter": {"source_hidden": True},
-    "mystnb": {"code_prompt_show": "Set up", "code_prompt_hide": "Set up"},
+    "mystnb": {"code_prompt_hide": "Set up", "code_prompt_show": "Set up"},
     "tags": ["hide-input"],
 }
 
