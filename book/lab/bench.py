@@ -356,19 +356,19 @@ def main():
     for field in dataclasses.fields(Setting)[:-1]:  # it measures with mixed tasks and with one
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
-    parser.add_argument("--rounds", type=int, default=20, help="of a setting of your own")
+    parser.add_argument("--rounds", type=int, help="default: the profile's, or 20")
     parser.add_argument("--only", choices=["cost", "growth"], help="one of a profile's two parts")
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = vars(parser.parse_args())
     profile, rounds, only, folder = (arguments.pop(k) for k in ("profile", "rounds", "only", "folder"))
-    settings, growth = PROFILES.get(profile, ([(Setting(**arguments), rounds)], None))
+    settings, growth = PROFILES.get(profile, ([(Setting(**arguments), 20)], None))
     where = provenance("lab.bench", settings[0][0].device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
     if growth and only != "cost":
-        write(folder / f"scaling_{profile}.json", where, measure_growth(*growth))
+        write(folder / f"scaling_{profile}.json", where, measure_growth(*growth[:2], rounds or growth[2]))
     records = []
-    for setting, rounds in settings if only != "growth" else []:
-        records += measure_cost(setting, rounds)
+    for setting, usual in settings if only != "growth" else []:
+        records += measure_cost(setting, rounds or usual)
         write(folder / f"cost_{profile}.json", where, records)
 
 
