@@ -155,6 +155,12 @@ def test_setting_of_ones_own_is_measured(tmp_path, monkeypatch):
     assert not (tmp_path / "scaling_custom.json").exists()
 
 
+def test_options_that_a_profile_would_not_heed_are_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "rehearsal", "--width=128")
+    assert "the profile rehearsal has settings of its own" in capsys.readouterr().err
+
+
 def test_profiles_for_measurements_have_the_shapes_that_they_name():
     (t0, _), *_ = bench.PROFILES["gpu"][0]
     with torch.device("meta"):

@@ -361,7 +361,10 @@ def main():
     parser.add_argument("--folder", type=Path, default=RESULTS)
     arguments = vars(parser.parse_args())
     profile, rounds, only, folder = (arguments.pop(k) for k in ("profile", "rounds", "only", "folder"))
-    settings, growth = PROFILES.get(profile, ([(Setting(**arguments), 20)], None))
+    own = Setting(**arguments)
+    if profile != "custom" and own != Setting():
+        parser.error(f"the profile {profile} has settings of its own; for yours take custom")
+    settings, growth = PROFILES.get(profile, ([(own, 20)], None))
     where = provenance("lab.bench", settings[0][0].device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
     if growth and only != "cost":
