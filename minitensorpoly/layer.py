@@ -26,7 +26,8 @@ class AdaptedLinear(nn.Module):
 
         y = W x + (alpha / rank) B[τ] A[τ] x        A[τ]: (rank, in)   B[τ]: (out, rank), as in LoRA
 
-    The update starts at zero exactly, with A drawn at the variance of LoRA's Kaiming-uniform A.
+    The update starts at zero exactly, with A drawn at the variance of LoRA's Kaiming-uniform A. A layer
+    with routing has no second derivative: `backward(create_graph=True)` raises a RuntimeError.
 
     Args:
         base: the linear layer (`nn.Linear` or GPT-2's `Conv1D`), kept as it is.
@@ -123,7 +124,7 @@ def _update(y, x, scale, A, B):
 class _Update(torch.autograd.Function):
     """`_update` in training, which keeps no factors for the backward pass but builds them once more.
 
-    An A and a B for each row can take as much memory as the layer's input, and take little time to build.
+    An A and a B for each row can take as much memory as the layer's input. There is no second derivative.
     """
 
     @staticmethod

@@ -77,7 +77,8 @@ class Call:
 class TaskContext:
     """The call in progress, shared by a model and all its adapted layers.
 
-    A plain attribute, set when the model is called and cleared when it returns. Gradient checkpointing
+    `call` is a plain attribute, set when the model is called and put back when it returns. A model is
+    called by one thread at a time. Gradient checkpointing
     runs layers again in the backward pass, when the call is over; `restore_in_backward` sets that very
     call again, so several calls may be pending before one `backward`.
     """
@@ -104,7 +105,7 @@ class TaskContext:
         return tasks, index
 
     def restore_in_backward(self, output) -> None:
-        """Makes `backward` through any tensor of `output` begin by setting today's call again."""
+        """Makes `backward` through any tensor of `output` begin by setting the call in progress again."""
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 tensor.register_hook(partial(self._restore, self.call))

@@ -147,7 +147,8 @@ def make_batch(setting: Setting) -> dict[str, torch.Tensor]:
     else:
         for name, tokens in (("input_ids", setting.tokens), ("labels", setting.new_tokens)):
             batch[name] = torch.randint(2, setting.vocabulary, (setting.rows, tokens))
-    return {name: values.to(setting.device) for name, values in batch.items()}
+    # Ids on the host tell the library how many tasks there are, without waiting for a device.
+    return {name: t if name == "task_ids" else t.to(setting.device) for name, t in batch.items()}
 
 
 def training(model: nn.Module, batch: dict):
