@@ -52,7 +52,7 @@ test: lint  ## lint, run the tests, and run every notebook as a test
 test-library:  ## the library's own tests, with any PYTHON that has what it needs, and pytest
 	$(PYTHON) -m pytest -q tests/test_library.py tests/test_reference.py minitensorpoly
 
-MODELS := architectures errors factors files peers start task_ids
+MODELS := architectures errors factors files peers reuse start task_ids
 test-models: $(READY)  ## the tests of the library on models of transformers
 	$(BIN)/python -m pytest -q --numprocesses auto $(MODELS:%=tests/test_%.py)
 

@@ -42,7 +42,7 @@ class Router(nn.Module):
         self.logits = nn.Parameter(torch.empty(n_tasks, n_splits, n_experts).uniform_(-1e-3, 1e-3))
 
     def forward(self, task_ids: Tensor) -> Tensor:
-        """(rows,) task ids -> (rows, splits, experts) weights."""
+        """(tasks,) task ids -> (tasks, splits, experts) weights."""
         logits = self.logits[task_ids]
         if self.training and self.noise_temperature is not None:
             # A relaxed Bernoulli sample is a sigmoid of the logits plus logistic noise, over the temperature.
@@ -77,10 +77,10 @@ class Call:
 class TaskContext:
     """The call in progress, shared by a model and all its adapted layers.
 
-    `call` is a plain attribute, set when the model is called and put back when it returns. A model is
-    called by one thread at a time. Gradient checkpointing
-    runs layers again in the backward pass, when the call is over; `restore_in_backward` sets that very
-    call again, so several calls may be pending before one `backward`.
+    `call` is a plain attribute, set when the model is called and put back when it returns: one thread
+    at a time may call a model. Gradient checkpointing runs layers again in the backward pass, when the
+    call is over; `restore_in_backward` sets that very call again, so several calls may be pending
+    before one `backward`.
     """
 
     def __init__(self):

@@ -15,18 +15,7 @@ import minitensorpoly as mtp
 from common import METHODS
 from lab import bench
 
-TINY = bench.Setting(
-    width=64,
-    feed_forward=96,
-    layers=1,
-    vocabulary=50,
-    rank=4,
-    experts=3,
-    n_tasks=3,
-    rows=4,
-    tokens=6,
-    new_tokens=3,
-)
+TINY = dataclasses.replace(bench.REHEARSED, experts=3, n_tasks=3, rows=4)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ bench.py            time and memory of the adapters
 results.py          reading recorded results: means, intervals, tables
 figures.py          pictures of results
 drawings.py         pictures that explain
+idea.py             the picture of the first page
 notebook.py         the first cell of every notebook
 execute.py          executes the notebooks in place
 publish.py          a copy of the book with the address of the repository that publishes it

@@ -33,13 +33,15 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import minitensorpoly as mtp
 
+from .choosers import EncoderDecoderChooser
 from .experiment import RESULTS, provenance
 from .methods import EQUAL_SIZE
+from .plans import T5_SIZES
 
 REFERENCE = "PEFT LoRA"
 CONTROL = "PEFT LoRA again"  # a second copy: how far apart two equal contenders come out
 OURS = {name: options["method"] for name, options in EQUAL_SIZE.items()}  # all with the same rank here
-TARGET_MODULES = r"\d+|.*\.(q|k|v|o|wi|wi_0|wi_1|wo)"  # every linear layer of a stack, or of a T5's blocks
+TARGET_MODULES = rf"\d+|{EncoderDecoderChooser.target_modules}"  # every layer of a stack, or of a T5's blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +271,8 @@ def measure(setting: Setting, workload: str, rounds: int, models: dict, progress
 
 
 SMALL = Setting()  # the shape of T5-small
-T0_3B = Setting(width=2048, feed_forward=5120, gated=True, layers=24, rows=8, tokens=256)
+T0 = T5_SIZES["T0-3B"]
+T0_3B = Setting(width=T0["d_model"], feed_forward=T0["d_ff"], gated=True, layers=24, rows=8, tokens=256)
 ON_GPU = {"device": "cuda", "dtype": "bfloat16"}
 STACK = Setting(model="stack", layers=2, rows=16, tokens=16)
 GROWTH = {  # the options of a stack that grow, one at a time
