@@ -66,8 +66,9 @@ class Call(NamedTuple):
 class _Calls(threading.local):
     """Each thread has calls of its own."""
 
-    entered = Call()  # the innermost call that has begun and not returned
-    restored = None  # the call whose backward pass is running
+    def __init__(self):
+        self.entered = Call()  # the innermost call that has begun and not returned
+        self.restored = None  # the call whose backward pass is running
 
     def __reduce__(self):  # a copied or pickled model is in no call
         return type(self), ()
@@ -125,7 +126,7 @@ class Adaptation:
         if ids is None and self.config.routed:
             raise ValueError("task_ids is missing: model(..., task_ids=ids), or `with task_ids(model, ids):`")
         shapes = [ids.shape, *shapes] if ids is not None and ids.dim() else None  # None: any rows
-        if shapes and not any(_follows(x, shape, len(ids), kept is not None) for shape in shapes):
+        if shapes and not any(_follows(x, shape, ids.shape[0], kept is not None) for shape in shapes):
             seen = f"{tuple(x.shape)}: give one id per row, and adapt layers that see the batch first"
             raise ValueError(
                 f"task_ids has {len(ids)} entries, but layer {layer!r} sees inputs of shape {seen}"
@@ -174,5 +175,5 @@ def _follows(x, shape, batch, repeated):
     Rows of the input may be those of the batch, each repeated some times.
     """
     flattened = [shape[:n] for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2]
-    rows = len(x) == shape[0] or any(len(x) == math.prod(axes) for axes in flattened)
+    rows = x.shape[0] == shape[0] or any(x.shape[0] == math.prod(axes) for axes in flattened)
     return rows and (shape[0] == batch or (repeated and shape[0] % batch == 0))
