@@ -62,7 +62,7 @@ class AdaptedLinear(nn.Module):
         A, B = self._factors(x, y.dtype)  # (batch, rank, in), (batch, rank, out); one task: without batch
         x = self.dropout(x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
         update = x @ A.mT @ B  # (batch, tokens, out)
-        return y + self.adaptation.config.scale * update.view(y.shape)
+        return y + self.adaptation.config.scale * update.view(*y.shape[:-1], B.shape[-1])
 
     def _factors(self, x, dtype):
         """A and the transpose of B, of the task of each row of x, or of the one task of all rows."""
@@ -96,9 +96,8 @@ class AdaptedLinear(nn.Module):
             rounding = 8 * torch.finfo(y.dtype).eps * y.abs().max().item()
             plain = torch.allclose(self.base(x), y, rtol=0, atol=rounding)
         if not plain:
-            kind = f"{type(self.base).__name__} with a weight of {self.base.weight.dtype}"
             raise ValueError(
-                f"layer {self.name!r}, a {kind}, is not x W + b of a floating-point W that it holds"
+                f"layer {self.name!r}: {self.base} is not x W + b of a floating-point W it holds"
             )
         A, B = self.lora(task)
         update = self.adaptation.config.scale * B @ A  # (out, in)

@@ -143,9 +143,8 @@ class Adaptation:
             self.calls.restored = call
             Variable._execution_engine.queue_callback(lambda: setattr(self.calls, "restored", None))
 
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(restore)
+        for tensor in [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]:
+            tensor.register_hook(restore)
 
 
 def _read(task_ids, n_tasks, tensors):
