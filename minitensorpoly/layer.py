@@ -46,7 +46,7 @@ class AdaptedLinear(nn.Module):
         self.adaptation, self.name = adaptation, name
         # The adapter stays in float32 beside a bfloat16 base: small steps would be lost in bfloat16.
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
-        # accelerate keeps an offloaded weight elsewhere, and computes on this device
+        # The device on which accelerate computes with a weight that it keeps elsewhere.
         device = getattr(getattr(base, "_hf_hook", None), "execution_device", None)
         for part in filter(None, (self.A, self.B, router)):
             part.to(base.weight.device if device is None else device, dtype)
@@ -96,9 +96,7 @@ class AdaptedLinear(nn.Module):
             rounding = 8 * torch.finfo(y.dtype).eps * y.abs().max().item()
             plain = torch.allclose(self.base(x), y, rtol=0, atol=rounding)
         if not plain:
-            raise ValueError(
-                f"layer {self.name!r}: {self.base} is not x W + b of a floating-point W it holds"
-            )
+            raise ValueError(f"layer {self.name!r}: {self.base} is not x W + b of a floating-point W")
         A, B = self.lora(task)
         update = self.adaptation.config.scale * B @ A  # (out, in)
         return (W + (update.mT if transposed else update)).to(W.dtype)

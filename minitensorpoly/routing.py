@@ -153,7 +153,7 @@ def _read(task_ids, n_tasks, tensors):
     Ids on the host are looked at. Ids on a device are not, which would wait for it: they are compared there,
     by an assertion. Nor are they where a program is recorded, which would keep what it saw.
     """
-    ids = torch.as_tensor(task_ids)
+    ids = task_ids if isinstance(task_ids, Tensor) else torch.as_tensor(task_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"task_ids has dtype {ids.dtype}; task ids are integers, 0 to {n_tasks - 1}")
     if ids.dim() > 1:

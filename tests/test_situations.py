@@ -387,6 +387,7 @@ def test_a_float8_base_gets_an_adapter_of_float32(method):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are compared once
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trace_with_equal_ids_answers_for_others(method):
     class Positional(nn.Module):
