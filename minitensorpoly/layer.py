@@ -62,7 +62,7 @@ class AdaptedLinear(nn.Module):
         A, B = self._factors(x, y.dtype)  # (batch, rank, in), (batch, rank, out); one task: without batch
         x = self.dropout(x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
         update = x @ A.mT @ B  # (batch, tokens, out)
-        return y + self.adaptation.config.scale * update.view(*y.shape[:-1], B.shape[-1])
+        return y.add(update.view(*y.shape[:-1], B.shape[-1]), alpha=self.adaptation.config.scale)
 
     def _factors(self, x, dtype):
         """A and the transpose of B, of the task of each row of x, or of the one task of all rows."""
@@ -105,3 +105,6 @@ class AdaptedLinear(nn.Module):
         """As of any module, and of the base."""
         self.base.train(mode)
         return super().train(mode)
+
+    def extra_repr(self) -> str:
+        return self.base.extra_repr()

@@ -173,6 +173,6 @@ def _follows(x, shape, batch, repeated):
 
     Rows of the input may be those of the batch, each repeated some times.
     """
-    flattened = [shape[:n] for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2]
-    rows = x.shape[0] == shape[0] or any(x.shape[0] == math.prod(axes) for axes in flattened)
-    return rows and (shape[0] == batch or (repeated and shape[0] % batch == 0))
+    flattened = (math.prod(shape[:n]) for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2)
+    of_batch = shape[0] == batch or (repeated and shape[0] % batch == 0)
+    return of_batch and (x.shape[0] == shape[0] or any(x.shape[0] == rows for rows in flattened))
