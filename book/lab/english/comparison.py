@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .contenders import SHAPES
-from .run import SETTINGS, Records, execute
+from . import rules
+from .contenders import CONTENDERS, SHAPES
+from .run import SETTINGS, SHOTS, Records, Run, execute
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
-# (split, seed): ten splits, so that the runs are independent
-PAIRS = tuple((number, number) for number in range(1, 11))
 
 
 def search_file(folder: Path, width: int, budget: str, contender: str) -> Path:
@@ -34,12 +33,12 @@ def search_units(width: int) -> list[tuple]:
     """What is searched, in the order of its importance: (budget, what, steps, setting)."""
     units = [
         ("large", "shape_and_rates", None, None),
-        ("large", "few_shot_rates", STEPS, None),
-        ("large", "few_shot_rates", 1200, None),
+        ("large", "few_shot", STEPS, None),
+        ("large", "few_shot", 1200, None),
         ("large", "rate", 100, "24 tasks"),
         ("small", "shape_and_rates", None, None),
-        ("small", "few_shot_rates", STEPS, None),
-        ("small", "few_shot_rates", 1200, None),
+        ("small", "few_shot", STEPS, None),
+        ("small", "few_shot", 1200, None),
         *(("large", "rate", STEPS, setting) for setting in SETTINGS if setting != "24 tasks"),
     ]
     return [unit for unit in units if (width, unit[0]) in SHAPES]
@@ -54,29 +53,89 @@ def search_one(folder: Path, width: int, contender: str, unit: tuple, device: st
     return getattr(Search(width, budget, contender, record), what)(*arguments)
 
 
+def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
+    """The runs of a block, a pair of split and seed after the other, with all contenders in each.
+
+    Args:
+        folder: of the results; it has the finished search.
+        width: of the backbone.
+        block: (budget, setting, steps), as in `rules.BLOCKS`.
+        pairs: of split and seed.
+
+    Raises:
+        LookupError: the search has not come so far.
+    """
+    budget, setting, steps = block
+    runs = []
+    for contender in SHAPES[width, budget]:
+        if not allowed(contender, setting):
+            continue
+        search = Search(width, budget, contender, Records(search_file(folder, width, budget, contender)))
+        found, usual, few_shot = search.shape_and_rates(), setting == "24 tasks", ()
+        if steps >= STEPS and setting != "skills named":
+            # Every number of examples and the uniform routing are for the usual tasks alone.
+            rates = search.few_shot(steps if usual else STEPS)
+            shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else ((8, 32), ("own", "all"))
+            few_shot = tuple((p, n, rate) for (p, n), (rate, _) in rates.items() if p in parts and n in shots)
+        settings = {"lr": search.rate(steps, setting), "own_lr": found["own_lr"], "shape": found["shape"]}
+        extras = {"few_shot": few_shot, "forgetting": usual, "curve_points": 10}
+        runs += [
+            Run(
+                width,
+                budget,
+                contender,
+                setting=setting,
+                steps=steps,
+                split=split,
+                seed=seed,
+                **settings,
+                **extras,
+            )
+            for split, seed in pairs
+        ]
+    return sorted(runs, key=lambda run: pairs.index((run.split, run.seed)))
+
+
+def final_one(folder: Path, run: Run, device: str) -> None:
+    """Does one of the final runs, unless it is recorded."""
+    name = f"{run.width} {run.budget} {run.setting} {run.steps}.jsonl".replace(" ", "_")
+    Records(folder / "final" / name, functools.partial(execute, device=device))(run)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=["search", "final"])
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64, choices=[64, 256])
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs")
     arguments = parser.parse_args()
+    folder, width, device = arguments.results, arguments.width, arguments.device
     if arguments.stage == "search":
         jobs = [
-            (search_one, arguments.results, arguments.width, contender, unit, arguments.device)
-            for unit in search_units(arguments.width)
-            for contender in SHAPES[arguments.width, unit[0]]
-            if allowed(contender, unit)
+            (search_one, folder, width, contender, unit, device)
+            for unit in search_units(width)
+            for contender in SHAPES[width, unit[0]]
+            if allowed(contender, unit[3])
+        ]
+    else:
+        # Five pairs of every block come first: an interruption leaves as much of each.
+        pairs = rules.PAIRS if width == 64 else rules.PAIRS[:5]
+        blocks = [block for block in rules.BLOCKS if (width, block[0]) in SHAPES]
+        jobs = [
+            (final_one, folder, run, device)
+            for half in (pairs[:5], pairs[5:])
+            for block in blocks
+            for run in final_runs(folder, width, block, half)
         ]
     work(jobs, arguments.workers, arguments.stage)
 
 
-def allowed(contender: str, unit: tuple) -> bool:
-    """Private LoRAs of 60 tasks have no shape of the budget's size."""
-    return not (contender.startswith("private") and unit[3] == "60 tasks")
+def allowed(contender: str, setting: str | None) -> bool:
+    """Whether there is such a contender: private LoRAs of 60 tasks have no shape of the budget's size."""
+    return not (CONTENDERS[contender].private and setting == "60 tasks")
 
 
 def work(jobs: list[tuple], workers: int, title: str) -> None:

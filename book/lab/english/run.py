@@ -279,7 +279,7 @@ class Records:
     def __init__(self, path: Path, execute=None):
         self.path, self.execute, self.records = path, execute, {}
         for record in read(path):
-            self.records[_run(record).key] = record
+            self.records[run_of(record).key] = record
 
     def __call__(self, run: Run) -> dict:
         """The record of a run, which is executed and written down if it is new."""
@@ -315,13 +315,8 @@ def append(path: Path, record: dict) -> None:
         os.close(file)
 
 
-def _run(record: dict) -> Run:
-    fields = {field.name: record[field.name] for field in dataclasses.fields(Run)}
-    if (
-        isinstance(fields["few_shot"], list)
-        and fields["few_shot"]
-        and isinstance(fields["few_shot"][0], dict)
-    ):
-        few_shot = fields["few_shot"]
-        fields["few_shot"] = tuple((f["part"], f["shots"], f["rate"]) for f in few_shot)
-    return Run(**fields)
+def run_of(record: dict) -> Run:
+    """The run that a record is of."""
+    fields = {field.name: record.get(field.name, field.default) for field in dataclasses.fields(Run)}
+    trials = [(trial["part"], trial["shots"], trial["rate"]) for trial in record["few_shot"]]
+    return Run(**fields | {"few_shot": tuple(trials)})

@@ -159,42 +159,50 @@ class Search:
 
         return RATES[line(len(RATES), (start - 1, start, start + 1), evaluate)]
 
-    def few_shot_rates(self, steps: int) -> dict[tuple[str, int], float]:
-        """{(part, shots): the rate of few-shot training}, of a model that was trained for so many steps.
+    def few_shot(self, steps: int) -> dict[tuple[str, int], tuple[float, float]]:
+        """Few-shot rates of a model that was trained for so many steps.
 
         Each is judged by the development tasks. The rates of a part are tried for all numbers of shots,
         until for none of them the best one is at an end.
+
+        Returns:
+            {(part, shots): (the best rate, exact match at that rate in percent)}
         """
         found, lr, best = self.shape_and_rates(), self.rate(steps), {}
+
+        def evaluate(part, rates):
+            """{(shots, rate): exact match}"""
+            few_shot = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
+            of_run = {"steps": steps, "lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]}
+            return {
+                (shots, rate): self._mean(
+                    lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
+                    setting="24 tasks",
+                    few_shot=few_shot,
+                    n_test=TRIAL_TEST,
+                    **of_run,
+                )
+                for i, (_, shots, rate) in enumerate(few_shot)
+            }
+
         for part in self._parts:
-            scores = {}
-
-            def evaluate(rates, part=part, scores=scores):
-                few_shot = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
-                for i, (_, shots, rate) in enumerate(few_shot):
-                    scores[shots, rate] = self._mean(
-                        lambda record, i=i: sum(record["few_shot"][i]["right"]),
-                        setting="24 tasks",
-                        steps=steps,
-                        shape=found["shape"],
-                        lr=lr,
-                        own_lr=found["own_lr"],
-                        few_shot=few_shot,
-                        n_test=TRIAL_TEST,
-                    )
-
-            new = FEW_START[part]
+            scores, new = {}, FEW_START[part]
             while new:
-                evaluate(new)
-                chosen = {
-                    s: max((r for t, r in scores if t == s), key=lambda r, s=s: scores[s, r]) for s in SHOTS
-                }
-                tried = {rate for _, rate in scores}
+                scores |= evaluate(part, new)
+                chosen = {shots: max(_of(scores, shots), key=_of(scores, shots).get) for shots in SHOTS}
                 places = {FEW_RATES.index(rate) for rate in chosen.values()}
                 around = {i + step for i in places for step in (-1, 1)} & set(range(len(FEW_RATES)))
-                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in tried)
-            best |= {(part, shots): rate for shots, rate in chosen.items()}
+                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in _of(scores, SHOTS[0]))
+            best |= {(part, shots): (rate, scores[shots, rate]) for shots, rate in chosen.items()}
         return best
+
+
+def _of(scores, shots):
+    return {rate: value for (s, rate), value in scores.items() if s == shots}
+
+
+def _accuracy(counts, n):
+    return sum(counts) / (n * len(counts))
 
 
 def line(length: int, start, evaluate) -> int:
@@ -210,9 +218,8 @@ def line(length: int, start, evaluate) -> int:
 
 def score(record: dict, parts: list[str]) -> float:
     """What a trial of a shape is judged by, 0 to 1; see `Search.shape_and_rates`."""
-    train = sum(record["train"]) / (N_TEST * len(record["train"]))
     best = [
-        max(sum(t["right"]) / (TRIAL_TEST * len(t["right"])) for t in record["few_shot"] if t["part"] == part)
+        max(_accuracy(t["right"], TRIAL_TEST) for t in record["few_shot"] if t["part"] == part)
         for part in parts
     ]
-    return (train + sum(best) / len(best)) / 2
+    return (_accuracy(record["train"], N_TEST) + sum(best) / len(best)) / 2
