@@ -5,7 +5,7 @@ READY := .venv/.ready
 PIP ?= $(BIN)/python -m pip
 SOURCES := minitensorpoly tests book
 CHROMIUM ?= /usr/bin/chromium
-IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/weights/*/* book/results/*)
+IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/*/*.py book/lab/english/weights/*/* book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
@@ -80,34 +80,34 @@ format: $(READY)  ## mend style
 
 BRANCH ?= colab
 stamp:  ## ADDRESS=https://github.com/OWNER/NAME: a branch for Colab, with that address
-	cd book && $(PYTHON) -m lab.publish "$(ADDRESS)" $(BRANCH)
+	cd book && $(PYTHON) -m lab.publishing.publish "$(ADDRESS)" $(BRANCH)
 
 publish: $(READY) stamp  ## ADDRESS=...: the same, and the website with buttons for Colab
 	PYTHONPATH=$(CURDIR)/_build/published $(BIN)/jupyter-book build --warningiserror --keep-going _build/published
 	@echo "The website is at $(CURDIR)/_build/published/_build/html/index.html"
 
 pins:  ## take the newest version of everything into requirements.txt, then run all
-	$(PYTHON) tests/update_pins.py
+	cd book && $(PYTHON) -m lab.publishing.update_pins
 	$(MAKE) test book
 
 lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
-	cd book && ../$(BIN)/python -m lab.experiment
+	cd book && ../$(BIN)/python -m lab.english.experiment
 
 gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost at the shape of T0-3B
-	cd book && ../$(BIN)/python -m lab.real_experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
-	cd book && ../$(BIN)/python -m lab.bench gpu
+	cd book && ../$(BIN)/python -m lab.real.experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
+	cd book && ../$(BIN)/python -m lab.cost.bench gpu
 
 costs: $(READY)  ## measure again what adapters cost on this CPU (half an hour, nothing beside it)
-	cd book && OMP_NUM_THREADS=2 ../$(BIN)/python -m lab.bench cpu
+	cd book && OMP_NUM_THREADS=2 ../$(BIN)/python -m lab.cost.bench cpu
 
 chapters: $(READY)  ## execute the notebooks in place, after a change, and record their cost
-	cd book && ../$(BIN)/python -m lab.execute
+	cd book && ../$(BIN)/python -m lab.publishing.execute
 
-backbones: $(READY)  ## pretrain the backbones again: book/lab/weights
-	cd book && ../$(BIN)/python -m lab.backbone --width 64 && ../$(BIN)/python -m lab.backbone --width 256
+backbones: $(READY)  ## pretrain the backbones again: book/lab/english/weights
+	cd book && ../$(BIN)/python -m lab.english.backbone --width 64 && ../$(BIN)/python -m lab.english.backbone --width 256
 
 rehearsal: $(READY)  ## run chapter 9 as Colab would, in a fresh environment (pip needs a network)
-	$(BIN)/python tests/rehearse_colab.py
+	cd book && ../$(BIN)/python -m lab.publishing.rehearse_colab
 
 clean:  ## remove what was built, and the environment
 	rm -rf .venv _build

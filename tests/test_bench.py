@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minitensorpoly as mtp
 from common import METHODS
-from lab import bench
+from lab.cost import bench
 
 TINY = dataclasses.replace(bench.REHEARSED, experts=3, n_tasks=3, rows=4)
 
@@ -109,7 +109,7 @@ def run(monkeypatch, folder, *options):
 def test_profile_measures_all_contenders_at_both_workloads(tmp_path, monkeypatch):
     run(monkeypatch, tmp_path / "folder", "rehearsal")
     result = json.loads((tmp_path / "folder" / "cost_rehearsal.json").read_text())
-    assert result["provenance"]["command"].startswith("python -m lab.bench rehearsal")
+    assert result["provenance"]["command"].startswith("python -m lab.cost.bench rehearsal")
     assert {"commit", "date", "device", "versions", "threads"} <= set(result["provenance"])
     costs = bench.table(result["records"])
     for (_, workload, _), own in costs.groupby(["dtype", "workload", "mixed"]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lab import execute
+from lab.publishing import execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -69,7 +69,7 @@ def test_chapter_opens_with_question_needs_and_cost(path):
     assert re.match(r"# \w.*\n\n\*\*The question\.\*\* .*\?", opening)
     assert "**What you need.** " in opening
     cost = json.loads(execute.COSTS.read_text())[path.stem]
-    assert execute.cost_line(cost) in opening, "execute the chapter with python -m lab.execute"
+    assert execute.cost_line(cost) in opening, "execute the chapter with python -m lab.publishing.execute"
     assert cost["seconds"] <= (300 if path.stem == "08_experiment" else 180)
 
 

@@ -6,8 +6,8 @@ import transformers
 
 import minitensorpoly as mtp
 from common import METHODS, enable_checkpointing, make_config, randomize
-from lab import choosers, prompts, real_tasks
-from lab.backbone import load_backbone
+from lab.english.backbone import load_backbone
+from lab.real import choosers, prompts, tasks
 
 NAMES = ("rte", "copa", "hellaswag", "qasc")  # two, two, four and eight choices
 KINDS = {"encoder-decoder": choosers.EncoderDecoderChooser, "encoder": choosers.EncoderChooser}
@@ -35,7 +35,7 @@ def adapted_chooser(kind, method, **options):
 def make_examples():
     """An example of each task, then another of each."""
     of_task = [
-        real_tasks.examples(name, real_tasks.load(name, "train", real_tasks.FIXTURES), i).to_list()
+        tasks.examples(name, tasks.load(name, "train", tasks.FIXTURES), i).to_list()
         for i, name in enumerate(NAMES)
     ]
     return [examples[row] for row in (0, 1) for examples in of_task]
@@ -224,5 +224,5 @@ def test_dropout_is_what_was_asked_for(kind, dropout, tmp_path):
 def test_every_worded_example_can_be_collated():
     chooser = make_chooser("encoder-decoder")
     for i, name in enumerate(prompts.TASKS):
-        examples = real_tasks.examples(name, real_tasks.load(name, "validation", real_tasks.FIXTURES), i)
+        examples = tasks.examples(name, tasks.load(name, "validation", tasks.FIXTURES), i)
         assert torch.isfinite(chooser(**chooser.collate(examples.to_list()))["loss"])

@@ -14,10 +14,11 @@ import transformers
 from safetensors.torch import load_file
 
 import minitensorpoly as mtp
-from lab import choosers, finetune, methods, prompts, real_tasks
-from lab.backbone import load_backbone
+from lab import methods
+from lab.english.backbone import load_backbone
+from lab.real import choosers, finetune, prompts, tasks
 
-BOOK = Path(finetune.__file__).parent.parent
+BOOK = Path(finetune.__file__).parents[2]
 TASKS = ["boolq", "arc_easy", "trec"]
 
 
@@ -44,7 +45,7 @@ def encoder(tmp_path_factory):
 
 def options(model, folder, **changes):
     """Arguments of the command for a short run on the fixtures."""
-    short = {"model": model, "data": real_tasks.FIXTURES, "output_dir": folder, "max_length": 32}
+    short = {"model": model, "data": tasks.FIXTURES, "output_dir": folder, "max_length": 32}
     short |= {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}
     short |= {"tasks": TASKS, "new_tasks": ["rte"], "few_shot_seeds": [0], "few_shot_steps": 2}
     return [
@@ -121,7 +122,7 @@ def _layers(chooser):
 
 def test_tasks_are_drawn_equally_often(model, tmp_path):
     for name, copies in (("ag_news", 100), ("boolq", 1)):
-        lines = (real_tasks.FIXTURES / "tasks" / name / "train.jsonl").read_text()
+        lines = (tasks.FIXTURES / "tasks" / name / "train.jsonl").read_text()
         (tmp_path / "tasks" / name).mkdir(parents=True)
         (tmp_path / "tasks" / name / "train.jsonl").write_text(lines * copies)
     setting, _ = parse(options(model, "unused", tasks=["ag_news", "boolq"], data=tmp_path))
@@ -132,7 +133,7 @@ def test_tasks_are_drawn_equally_often(model, tmp_path):
 def test_baselines_count_labels_and_choices(model):
     setting, _ = parse(options(model, "unused"))
     found = finetune.baselines(setting)
-    rows = real_tasks.load("arc_easy", "validation", setting.data)
+    rows = tasks.load("arc_easy", "validation", setting.data)
     most = max(rows["answerKey"][:].count(key) for key in "ABCD") / len(rows)
     assert found["arc_easy"] == pytest.approx({"chance": 25, "majority": 100 * most})
     assert found["trec"]["chance"] == pytest.approx(100 / 6)
@@ -178,7 +179,7 @@ def test_two_processes_have_the_losses_of_one(model, tmp_path, launcher):
         "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
         " --mixed_precision no --dynamo_backend no --main_process_port 0",
     }[launcher]
-    command = [sys.executable, "-m", *two.split(), "-m", "lab.finetune", *arguments]
+    command = [sys.executable, "-m", *two.split(), "-m", "lab.real.finetune", *arguments]
     done = subprocess.run(command, env=environment, cwd=BOOK, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads((folder / "result.json").read_text())
@@ -192,8 +193,8 @@ def test_a_new_task_of_private_adapters_starts_as_the_base_model(model, tmp_path
     chooser, _ = finetune.multi_task(setting, arguments)
     learner = finetune._learner(chooser, setting, "all", seed=0)
     frozen = finetune.make_chooser(dataclasses.replace(setting, adapter=finetune.FROZEN), seed=0)
-    rows = real_tasks.load("rte", "validation", setting.data)
-    batch = chooser.collate(real_tasks.examples("rte", rows, len(TASKS)).to_list())
+    rows = tasks.load("rte", "validation", setting.data)
+    batch = chooser.collate(tasks.examples("rte", rows, len(TASKS)).to_list())
     with torch.no_grad():
         assert torch.equal(learner(**batch)["loss"], frozen(**batch)["loss"])
     rank = chooser.model.adaptation.config.rank
@@ -254,7 +255,7 @@ def test_a_run_does_not_go_on_with_another_setting(model, tmp_path):
 
 def test_a_fault_in_the_data_is_found_before_any_training(model, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(real_tasks.FIXTURES, data)
+    shutil.copytree(tasks.FIXTURES, data)
     file = data / "few_shot" / "rte" / "32_shot" / "0_seed.jsonl"
     file.write_text(file.read_text().replace('"label": 0', '"label": 7'))
     with pytest.raises(ValueError, match="rte, row .* of .*0_seed.jsonl: label='7'"):
@@ -264,7 +265,7 @@ def test_a_fault_in_the_data_is_found_before_any_training(model, tmp_path):
 
 def test_a_fault_is_told_by_its_row_in_the_file(model, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(real_tasks.FIXTURES, data)
+    shutil.copytree(tasks.FIXTURES, data)
     file = data / "tasks" / "boolq" / "train.jsonl"
     lines = file.read_text().splitlines() * 10
     lines[17] = json.dumps(json.loads(lines[17]) | {"label": 7})

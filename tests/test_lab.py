@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import minitensorpoly as mtp
-from lab import backbone, experiment, methods, results, tasks, training
+from lab import methods, records, runs
+from lab.english import backbone, experiment, tasks, training
 
 CAT = tasks.Sentence(("big", "old"), ("cat", "teacher"), "see", "today")
 RENDERED = {
@@ -104,7 +105,7 @@ def test_shipped_weights_are_small_and_only_safetensors():
 
 
 def test_missing_backbone_tells_how_to_make_it():
-    with pytest.raises(FileNotFoundError, match="make it with: python -m lab.backbone --width 96"):
+    with pytest.raises(FileNotFoundError, match="make it with: python -m lab.english.backbone --width 96"):
         backbone.load_backbone(96)
 
 
@@ -239,25 +240,22 @@ def test_finished_runs_are_read_from_the_cache(quick, tmp_path, monkeypatch):
         def submit(self, function, run):
             future = Future()
             try:
-                future.set_result(experiment.execute(run))
+                future.set_result(function(run))
             except RuntimeError as error:
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(experiment, "execute", fake)
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", InThisProcess)
-    runs = [dataclasses.replace(quick_run(), seed=seed) for seed in (3, 1, 2)]
-    records = experiment.execute_all(runs[:2], "test", tmp_path)
-    assert [record["value"] for record in records] == [3, 1]
-    assert [record["value"] for record in experiment.execute_all(runs, "test", tmp_path)] == [3, 1, 2]
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", InThisProcess)
+    three = [dataclasses.replace(quick_run(), seed=seed) for seed in (3, 1, 2)]
+    assert [record["value"] for record in runs.execute_all(fake, three[:2], "test", tmp_path)] == [3, 1]
+    assert [record["value"] for record in runs.execute_all(fake, three, "test", tmp_path)] == [3, 1, 2]
     assert sorted(run.seed for run in done) == [1, 2, 3]
 
     def failing(run):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(experiment, "execute", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
-        experiment.execute_all([dataclasses.replace(quick_run(), seed=9)], "test", tmp_path)
+        runs.execute_all(failing, [dataclasses.replace(quick_run(), seed=9)], "test", tmp_path)
     assert len(list(tmp_path.iterdir())) == 3  # what was finished is still there
 
 
@@ -283,14 +281,14 @@ def fake_record(run, score):
 
 
 def test_search_finds_the_best_rate_and_goes_on_at_an_edge(monkeypatch, tmp_path):
-    def execute_all(runs, *arguments):
+    def execute_all(execute, runs, *arguments):
         return [
             fake_record(run, lambda lr: 1 - abs(torch.tensor(lr / best).log().item()) / 20) for run in runs
         ]
 
     monkeypatch.setattr(experiment, "execute_all", execute_all)
     for best in (3e-4, 1e-2, 1.0):
-        start = {"Poly": experiment.LEARNING_RATES[3:6], "LoRA": experiment.LEARNING_RATES[3:6]}
+        start = {"Poly": runs.LEARNING_RATES[3:6], "LoRA": runs.LEARNING_RATES[3:6]}
         records, chosen = experiment.search(64, start, tmp_path, both_parts=True)
         assert chosen["Poly"]["lr"] == chosen["LoRA"]["lr"] == best
         tried = sorted(r["lr"] for r in records if r["adapter"] == "Poly" and not r["few_shot"])
@@ -303,16 +301,16 @@ def test_tables_give_means_and_students_intervals():
     cells = [(adapter, *pair) for adapter in ("LoRA", "Poly") for pair in experiment.PAIRS[:3]]
     runs = [experiment.Run(64, *cell, lr=0.1, few_shot=few_shot) for cell in cells]
     scores = [lambda lr, value=value: value for value in values]
-    table = results.table([fake_record(run, score) for run, score in zip(runs, scores, strict=True)])
-    summary = results.summary(table, ["own tag", "transfer, 8 shots"])
+    table = experiment.table([fake_record(run, score) for run, score in zip(runs, scores, strict=True)])
+    summary = records.summary(table, ["own tag", "transfer, 8 shots"])
     assert summary.loc[(64, "LoRA"), ("own tag", "mean")] == pytest.approx(60)
     assert summary.loc[(64, "LoRA"), ("own tag", "±")] == pytest.approx(
         4.302653 * 10 / 3**0.5
     )  # t of 2 degrees
-    assert results.formatted(summary).loc[(64, "Poly"), "transfer, 8 shots"] == "90.0 ± 0.0"
-    difference, half = results.paired_difference(table, 64, "Poly", "LoRA", "train")
-    assert difference == pytest.approx(30) and results.verdict(difference, half) == "higher"
-    assert results.verdict(1.0, 2.0) == "undecided" and results.verdict(-3.0, 2.0) == "lower"
+    assert records.formatted(summary).loc[(64, "Poly"), "transfer, 8 shots"] == "90.0 ± 0.0"
+    difference, half = records.paired_difference(table, 64, "Poly", "LoRA", "train")
+    assert difference == pytest.approx(30) and records.verdict(difference, half) == "higher"
+    assert records.verdict(1.0, 2.0) == "undecided" and records.verdict(-3.0, 2.0) == "lower"
 
 
 def test_similarity_of_skills():
@@ -324,5 +322,5 @@ def test_similarity_of_skills():
 
 
 def test_missing_results_are_not_measured_yet(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not measured yet; run `python -m lab.experiment`"):
-        results.read(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="not measured yet; run `python -m lab.english.experiment`"):
+        records.read(tmp_path / "none.json")

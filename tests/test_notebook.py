@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab import notebook
+from lab.publishing import notebook
 
-BOOK = Path(notebook.__file__).parent.parent
+BOOK = Path(notebook.__file__).parents[2]
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 
 
@@ -22,7 +22,7 @@ def first_cell(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_begins_with_the_cell_and_no_address(path):
     cell = first_cell(path)
-    assert "".join(cell["source"]) == notebook.CELL, "run python -m lab.notebook"
+    assert "".join(cell["source"]) == notebook.CELL, "run python -m lab.publishing.notebook"
     assert cell["metadata"] == notebook.METADATA
     said = "".join(cell["outputs"][0]["text"])
     assert len(cell["outputs"]) == 1 and said.startswith("minitensorpoly ") and said.count("\n") == 1
@@ -58,10 +58,11 @@ def test_a_notebook_alone_says_what_to_do(tmp_path):
 
 def test_a_notebook_alone_clones_the_book_and_imports_it(tmp_path):
     """With a small repository in place of the book's."""
-    book = tmp_path / "source" / "book" / "lab"
-    book.mkdir(parents=True)
-    (book / "__init__.py").touch()
-    (book / "notebook.py").write_text("def ready():\n    print('ready', __file__)\n")
+    folder = tmp_path / "source" / "book" / "lab" / "publishing"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    (folder / "notebook.py").write_text("def ready():\n    print('ready', __file__)\n")
     for command in (["init"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-m", "a"]):
         subprocess.run(["git", *command], cwd=tmp_path / "source", check=True, capture_output=True)
     alone = tmp_path / "alone"
@@ -69,7 +70,7 @@ def test_a_notebook_alone_clones_the_book_and_imports_it(tmp_path):
     cell = notebook.CELL.replace('""', json.dumps((tmp_path / "source").as_uri()))
     command = [sys.executable, "-c", f"{cell}\nos.chdir({str(alone)!r})\n{cell}"]  # run twice
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
-    place = alone / "minitensorpoly-book" / "book" / "lab" / "notebook.py"
+    place = alone / "minitensorpoly-book" / "book" / "lab" / "publishing" / "notebook.py"
     assert done.stdout == f"ready {place}\n" * 2, done.stderr
 
 
@@ -95,13 +96,13 @@ def test_only_what_is_missing_is_installed_and_never_torch(monkeypatch, capsys):
 def test_what_the_notebooks_import_is_needed_or_comes_along():
     """Of the packages that requirements.txt calls for, those that the book imports can be installed."""
     imported = set()
-    for path in [*NOTEBOOKS, *(BOOK / "lab").glob("*.py")]:
+    for path in [*NOTEBOOKS, *(BOOK / "lab").rglob("*.py")]:
         for line in path.read_text().replace("\\n", "\n").splitlines():
             words = line.strip(' "').split()
             if words[:1] in (["import"], ["from"]) and len(words) > 1:
                 imported.add(words[1].partition(".")[0].strip('",'))
     brought = set(sys.stdlib_module_names) | {"torch", "lab", "minitensorpoly", ""}
     along = {"numpy", "tokenizers", "cycler"}  # with transformers, with matplotlib
-    tools = {"nbformat", "nbclient", "psutil"}  # of lab.execute, which no notebook calls
+    tools = {"nbformat", "nbclient", "psutil"}  # of lab.publishing, which no notebook calls
     words = {name for name in imported - brought - along - tools if importlib.util.find_spec(name)}
     assert words <= set(notebook.NEEDED), words - set(notebook.NEEDED)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-import update_pins
+from lab.publishing import update_pins
 
 TEXT = update_pins.FILE.read_text()
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", TEXT, re.M))

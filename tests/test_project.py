@@ -18,7 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import minitensorpoly as mtp
 import test_library
 from common import T5, make_t5
-from lab import backbone, execute
+from lab.english import backbone
+from lab.publishing import execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))

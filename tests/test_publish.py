@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import notebook, publish, site
+from lab.publishing import notebook, publish, site
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "https://github.com/some-one/a.fork"

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
-from lab import experiment, figures, finetune, methods, plans, prompts, real_experiment, real_tasks, results
-from lab.backbone import load_backbone
+from lab import methods, records, runs
+from lab.english.backbone import load_backbone
+from lab.pictures import results
+from lab.real import experiment, finetune, plans, prompts, tasks
 
 FEW = ("LoRA", "TensorPoly-I", methods.PRIVATE, finetune.FROZEN)
 
@@ -18,23 +20,23 @@ def recorded(tmp_path_factory):
     for part in load_backbone(64):
         part.save_pretrained(folder / "model")
 
-    def execute_all(runs, title, cache, workers, execute):
+    def execute_all(execute, runs, title, cache, workers):
         return [json.loads(json.dumps(execute(run))) for run in runs]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real_experiment, "execute_all", execute_all)
+        patch.setattr(experiment, "execute_all", execute_all)
         patch.setattr(finetune, "ADAPTERS", FEW)
-        options = {"model": folder / "model", "data": real_tasks.FIXTURES, "cache": folder / "cache"}
+        options = {"model": folder / "model", "data": tasks.FIXTURES, "cache": folder / "cache"}
         options["out"] = folder / "out.json"
         texts = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
-        result = real_experiment.main(["rehearsal", *texts])
+        result = experiment.main(["rehearsal", *texts])
         assert json.loads((folder / "out.json").read_text()) == json.loads(json.dumps(result))
     assert (folder / "cache" / "checkpoints").is_dir()
     return json.loads((folder / "out.json").read_text())
 
 
 def test_every_adapter_has_every_seed_and_every_task(recorded):
-    profile = real_experiment.PROFILES["rehearsal"]
+    profile = experiment.PROFILES["rehearsal"]
     assert [(r["seed"], r["adapter"]) for r in recorded["runs"]] == [
         (seed, adapter) for seed in profile.seeds for adapter in FEW
     ]
@@ -43,7 +45,7 @@ def test_every_adapter_has_every_seed_and_every_task(recorded):
         trials = {(t["task"], t["part"], t["seed"]) for t in run["few_shot"]}
         # an encoder-decoder without adapter has nothing to train
         parts = {"frozen": (), "TensorPoly-I": ("routing", "all")}.get(run["adapter"], ("all",))
-        seed = real_tasks.FEW_SHOT_SEEDS[i // len(FEW)]
+        seed = tasks.FEW_SHOT_SEEDS[i // len(FEW)]
         expected = {(task, None, None) for task in profile.held_out}
         assert trials == expected | {(task, part, seed) for task in profile.held_out for part in parts}
         used = recorded["chosen"][run["adapter"]]
@@ -54,7 +56,7 @@ def test_every_adapter_has_every_seed_and_every_task(recorded):
 
 
 def test_the_search_goes_on_at_an_end_and_sees_development_tasks_alone(recorded):
-    profile = real_experiment.PROFILES["rehearsal"]
+    profile = experiment.PROFILES["rehearsal"]
     for adapter in FEW:
         tried = [r["lr"] for r in recorded["search"]["training"] if r["adapter"] == adapter]
         assert min(tried) < recorded["chosen"][adapter]["lr"] < max(tried)
@@ -66,8 +68,8 @@ def test_the_search_goes_on_at_an_end_and_sees_development_tasks_alone(recorded)
 
 
 def test_the_best_rate_is_found_for_all_by_one_rule():
-    profile = real_experiment.PROFILES["cpu"]
-    rates = experiment.LEARNING_RATES[1:9]
+    profile = experiment.PROFILES["cpu"]
+    rates = runs.LEARNING_RATES[1:9]
     best = {
         adapter: {part: rates[(i + 3 * j) % len(rates)] for j, part in enumerate(("lr", "routing", "all"))}
         for i, adapter in enumerate(finetune.ADAPTERS)
@@ -87,9 +89,9 @@ def test_the_best_rate_is_found_for_all_by_one_rule():
             run["few_shot"] = [{"part": None, "accuracy": 99.0}, *trials]
         return runs
 
-    records, chosen = real_experiment.search(profile, make_run, run_all)
+    records, chosen = experiment.search(profile, make_run, run_all)
     for adapter in finetune.ADAPTERS:
-        parts = ("lr", *real_experiment.parts_of(adapter))
+        parts = ("lr", *experiment.parts_of(adapter))
         assert chosen[adapter] == {part: best[adapter][part] for part in parts}
         tried = {run["lr"] for run in records["training"] if run["adapter"] == adapter}
         assert tried >= {*profile.rates["lr"]} and min(tried) < best[adapter]["lr"] < max(tried)
@@ -97,29 +99,29 @@ def test_the_best_rate_is_found_for_all_by_one_rule():
     assert {run["tasks"] for run in records["few_shot"]} == {profile.train}
 
 
-@pytest.mark.parametrize("name", real_experiment.PROFILES)
+@pytest.mark.parametrize("name", experiment.PROFILES)
 def test_no_task_of_a_profile_has_two_uses(name):
-    profile = real_experiment.PROFILES[name]
+    profile = experiment.PROFILES[name]
     used = [*profile.train, *profile.development, *profile.held_out]
     assert len(used) == len(set(used)) and set(used) <= set(prompts.TASKS)
     assert set(profile.transfer) <= set(profile.development)
     assert len(profile.seeds) >= 2 and 0 not in profile.seeds  # which is the search's
-    assert len(profile.few_shot_seeds or real_tasks.FEW_SHOT_SEEDS) >= len(profile.seeds)
+    assert len(profile.few_shot_seeds or tasks.FEW_SHOT_SEEDS) >= len(profile.seeds)
     finetune.Setting(**profile.setting)
     finetune.Arguments(output_dir="unused", **profile.arguments)
 
 
 def test_runs_differ_in_the_cache_when_their_setting_does(tmp_path):
-    run = real_experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 8),))
-    other = real_experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 16),))
-    assert experiment.cache_file(tmp_path, run) != experiment.cache_file(tmp_path, other)
+    run = experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 8),))
+    other = experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 16),))
+    assert runs.cache_file(tmp_path, run) != runs.cache_file(tmp_path, other)
 
 
 def test_tables_hold_the_means_of_what_was_recorded(recorded):
-    table = results.real_table(recorded).set_index(["adapter", "seed"])
+    table = experiment.table(recorded).set_index(["adapter", "seed"])
     run = next(r for r in recorded["runs"] if (r["adapter"], r["seed"]) == ("TensorPoly-I", 2))
     row = table.loc["TensorPoly-I", 2]
-    assert row["training tasks"] == pytest.approx(experiment.mean(run["train"]))
+    assert row["training tasks"] == pytest.approx(records.mean(run["train"]))
     for column, part in (("before", None), ("routing alone", "routing"), ("everything", "all")):
         own = [trial["accuracy"] for trial in run["few_shot"] if trial["part"] == part]
         assert row[column] == pytest.approx(sum(own) / len(own))
@@ -127,14 +129,14 @@ def test_tables_hold_the_means_of_what_was_recorded(recorded):
     lora = table.loc["LoRA", 1]
     assert lora["transfer"] == lora["everything"] and lora["routing"] == 0
     assert row["tokens/s"] == pytest.approx(run["tokens"] / run["seconds"])
-    assert results.formatted(results.summary(table.reset_index(), ["transfer"])).shape == (4, 1)
+    assert records.formatted(records.summary(table.reset_index(), ["transfer"])).shape == (4, 1)
 
 
 def test_a_difference_over_tasks_is_paired(recorded):
-    accuracies = results.real_accuracies(recorded)
-    difference, half = results.task_difference(accuracies, "TensorPoly-I", "LoRA", "everything")
+    accuracies = experiment.accuracies(recorded)
+    difference, half = records.task_difference(accuracies, "TensorPoly-I", "LoRA", "everything")
     pairs = []
-    for task in real_experiment.PROFILES["rehearsal"].held_out:
+    for task in experiment.PROFILES["rehearsal"].held_out:
         own = [
             [t["accuracy"] for t in run["few_shot"] if (t["task"], t["part"]) == (task, "all")]
             for name in ("TensorPoly-I", "LoRA")
@@ -148,18 +150,18 @@ def test_a_difference_over_tasks_is_paired(recorded):
 
 def test_pictures_show_every_adapter(recorded):
     adapters = [name for name in FEW if name != finetune.FROZEN]
-    accuracies = results.real_accuracies(recorded)
+    accuracies = experiment.accuracies(recorded)
     transfer = accuracies[accuracies["stage"] == "transfer"]
     panels = dict([*transfer.groupby("task", sort=False)])
-    figure = figures.real_panels(panels, recorded["baselines"], "title", columns=2)
+    figure = results.real_panels(panels, recorded["baselines"], "title", columns=2)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert shown == [*adapters, "majority", "chance"] and len(figure.axes) == 2
-    figure = figures.real_rates(recorded["search"], recorded["chosen"], "title")
+    figure = results.real_rates(recorded["search"], recorded["chosen"], "title")
     assert [len(axes.lines) for axes in figure.axes] == [8, 2, 6]  # a line and a mark for each adapter
 
 
 def test_absent_results_are_said_to_be_not_measured(tmp_path, capsys):
-    assert results.read_if_measured(tmp_path / "finetune_real.json") is None
+    assert records.read_if_measured(tmp_path / "finetune_real.json") is None
     assert capsys.readouterr().out == "finetune_real.json: not measured yet\n"
 
 

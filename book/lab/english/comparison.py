@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..records import provenance
 from . import rules
 from .contenders import CONTENDERS, SHAPES
-from .run import SETTINGS, SHOTS, Records, Run, execute
+from .run import SETTINGS, SHOTS, Records, Run, append, execute
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
@@ -113,6 +114,7 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs")
     arguments = parser.parse_args()
     folder, width, device = arguments.results, arguments.width, arguments.device
+    append(folder / "provenance.jsonl", provenance("lab.english.comparison", device))
     if arguments.stage == "search":
         jobs = [
             (search_one, folder, width, contender, unit, device)

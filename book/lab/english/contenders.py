@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import minitensorpoly as mtp
 
 from .. import methods
-from ..backbone import load_backbone
+from .backbone import load_backbone
 
 LETTERS = {"N": "order", "R": "tensor_rank", "K": "n_skills", "H": "n_heads", "r": "rank"}
 ALL_LAYERS = "q|k|v|o|wi|wo"  # the 32 linear layers of the backbone

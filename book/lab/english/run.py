@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import tasks
-from ..backbone import make_tokenizer
-from ..training import Data, encode, select
-from . import contenders, learners
+from . import contenders, learners, tasks
+from .backbone import make_tokenizer
 from .contenders import CONTENDERS
+from .training import Data, encode, select
 
 BATCH = {64: 64, 256: 32}  # rows in a batch of multi-task training
 FEW_STEPS, FEW_ROWS = 80, 4  # few-shot training: steps, and rows of each new task in a batch

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 
-from ..tasks import DEVELOPMENT
 from .contenders import CONTENDERS, SHAPES
 from .run import N_TEST, SHOTS, Run
+from .tasks import DEVELOPMENT
 
 RATES = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))  # of the factors, 0.0001 to 5
 RATES = tuple(float(f"{rate:.0e}") for rate in RATES)

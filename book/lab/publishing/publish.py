@@ -1,7 +1,7 @@
 """Makes the copy of the book that a repository publishes, with the repository's own address in it.
 
-    python -m lab.publish https://github.com/OWNER/NAME           # from the folder `book`
-    python -m lab.publish https://github.com/OWNER/NAME BRANCH    # another branch than `colab`
+    python -m lab.publishing.publish https://github.com/OWNER/NAME           # from the folder `book`
+    python -m lab.publishing.publish https://github.com/OWNER/NAME BRANCH    # another branch than `colab`
 
 The last commit is checked out in `_build/published` and stamped there: the first cell of a notebook can clone
 the address, and _config.yml gives every notebook's page a button that opens it on Colab, from BRANCH of that
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .notebook import write_cell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = Path("_build/published")
 BUTTONS = """
 repository:

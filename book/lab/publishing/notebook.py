@@ -1,7 +1,7 @@
 """The first cell of every notebook, by which it runs in a clone and, alone, on a machine such as Colab's.
 
-    python -m lab.notebook            # from the folder `book`: puts the cell into every notebook
-    python -m lab.notebook ADDRESS    # and the address that a notebook alone clones the book from
+    python -m lab.publishing.notebook            # from the folder `book`: puts the cell into every notebook
+    python -m lab.publishing.notebook ADDRESS    # and the address that a notebook alone clones the book from
 
 The address is that of the repository that publishes the notebooks; in the sources there is none.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BOOK = Path(__file__).parent.parent
+BOOK = Path(__file__).parents[2]
 NEEDED = "safetensors transformers accelerate datasets pandas scipy matplotlib tqdm peft".split()
 CELL = """\
 # @title Set up
@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 REPOSITORY = ""  # the book's address, filled in where it is published
-if not os.path.exists("lab/notebook.py"):  # this notebook is alone, as on Colab
+if not os.path.exists("lab/publishing"):  # this notebook is alone, as on Colab
     if not REPOSITORY:
         advice = "open it in the folder `book` of a clone, or write an address above"
         raise ModuleNotFoundError(f"this notebook is not in its folder: {advice}")
@@ -30,7 +30,7 @@ if not os.path.exists("lab/notebook.py"):  # this notebook is alone, as on Colab
         subprocess.run([*command, "minitensorpoly-book"], check=True)
     os.chdir("minitensorpoly-book/book")
     sys.path.insert(0, os.getcwd())
-from lab.notebook import ready
+from lab.publishing.notebook import ready
 
 ready()"""
 

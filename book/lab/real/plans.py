@@ -10,7 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import minitensorpoly as mtp
 
-from . import methods
+from .. import methods
 from .choosers import EncoderDecoderChooser
 
 # Sizes of T5 version 1.1, on which T0 is built (Sanh et al. 2022): what differs between its models.

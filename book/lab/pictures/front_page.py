@@ -1,13 +1,13 @@
 """The picture of the first page, as SVG: beside each other for a desk, below each other for a phone.
 
-`python -m lab.idea`, in the folder `book`, writes both files. A leaf's shades are its numbers, a product's
-shades are the products of them.
+`python -m lab.pictures.front_page`, in the folder `book`, writes both files. A leaf's shades are its numbers,
+a product's shades are the products of them.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-IMAGES = Path(__file__).parent.parent / "images"
+IMAGES = Path(__file__).parents[2] / "images"
 BLUE, GREEN, ORANGE, SLATE, BLACK = "#0072B2", "#009E73", "#E69F00", "#47606F", "#222222"
 
 FIRST = [[0.9, 0.5, 0.7, 0.3], [0.4, 0.9, 0.3, 0.7], [0.7, 0.3, 0.9, 0.5]]  # leaves of the first order

@@ -1,10 +1,10 @@
 """Takes newer versions into requirements.txt; `make pins` then runs everything with them.
 
-    python3.11 tests/update_pins.py
+    python3.11 -m lab.publishing.update_pins        # from the folder `book`
 
 The direct requirements, each the newest within the bound before its reason, are installed into a fresh
-virtual environment, and what is there then is written down. pip needs a network for it: so it stands beside
-the tests and `rehearse_colab.py`, and is no part of them.
+virtual environment, and what is there then is written down. pip needs a network for it, so it is no
+part of the tests.
 """
 
 import json
@@ -15,7 +15,7 @@ import tempfile
 import venv
 from pathlib import Path
 
-FILE = Path(__file__).parent.parent / "requirements.txt"
+FILE = Path(__file__).parents[3] / "requirements.txt"
 OLDEST = (3, 11)  # what is installed there, newer ones install too
 INDIRECT = "# What these need.\n"
 DIRECT = re.compile(r"^([\w.-]+)==\S+ +# ((?:([<>!~=][^: ]*): )?.*)$", re.M)

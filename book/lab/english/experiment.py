@@ -1,6 +1,6 @@
 """The experiment: every adapter, at every width, over seeds and splits of the tasks.
 
-    python -m lab.experiment        # from the folder `book`; writes results/lab_cpu.json
+    python -m lab.english.experiment        # from the folder `book`; writes results/lab_cpu.json
 
 One run trains an adapter on the training tasks of a split, then transfers it to the held-out tasks.
 The learning rates of each adapter at each width are searched first, on the development split, over
@@ -11,32 +11,23 @@ where it was.
 import argparse
 import copy
 import dataclasses
-import datetime
 import functools
-import hashlib
 import itertools
 import json
-import multiprocessing
-import os
-import platform
-import subprocess
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 
+import pandas
 import torch
-from tqdm import tqdm
 
 import minitensorpoly as mtp
 
-from . import methods, tasks
+from .. import methods
+from ..records import BOOK, RESULTS, mean, provenance
+from ..runs import LEARNING_RATES, climb, execute_all
+from . import tasks
 from .backbone import load_backbone, make_tokenizer
 from .training import by_task, encode, exact_match, select, train
-
-BOOK = Path(__file__).parent.parent
-RESULTS = BOOK / "results"
 
 # of multi-task training; a step at width 256 costs three times as much, so it sees half the examples
 BUDGET = {64: {"steps": 300, "batch_size": 64}, 256: {"steps": 300, "batch_size": 32}}
@@ -44,14 +35,12 @@ N_TRAIN, N_TEST = 500, 100  # examples a task
 ROUTER_LR = 0.1  # the authors' setting; the same for every routed method
 FEW_SHOT_STEPS = {"routing": 50, "all": 30}
 SHOTS = (8, 32)
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # what a search may try
 FEW_SHOT_RATES = {"routing": LEARNING_RATES[6:9], "all": LEARNING_RATES[3:6]}  # what it starts with
 ADAPTERS = {64: list(methods.ADAPTERS), 256: [*methods.EQUAL_SIZE, "Poly K=2", "TensorPoly-I N=4"]}
 # (split, seed), on three splits, so that an interval shows what both choices change
 PAIRS = ((1, 1), (2, 2), (3, 3), (1, 4), (2, 5), (3, 6))
 CONTROL = ("LoRA", "Poly", "TensorPoly-I")  # the adapters of the control with named skills
 LONGER = 4  # how many times the steps, in the control of a longer training
-CACHE_VERSION = 1  # raise when a change makes cached runs wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,75 +197,6 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack([a[pairs], b[pairs]]))[0, 1].item()
 
 
-def execute_all(
-    runs: list, title: str, cache: Path | None = None, workers: int | None = None, execute=execute
-) -> list[dict]:
-    """Executes runs in parallel processes of one thread each, with a progress bar.
-
-    Args:
-        runs: what to do.
-        title: of the progress bar.
-        cache: folder that keeps each finished run; None: none.
-        workers: processes; None: one per core.
-        execute: the function that makes a run's record.
-
-    Returns:
-        A record for each run, in the runs' order.
-    """
-    records = {run: _read(cache_file(cache, run)) for run in runs} if cache else dict.fromkeys(runs)
-    todo = [run for run in runs if records[run] is None]
-    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(execute, run): run for run in todo}
-        for future in tqdm(as_completed(futures), desc=title, total=len(runs), initial=len(runs) - len(todo)):
-            record = json.loads(json.dumps(future.result()))  # as it comes back from a file
-            records[futures[future]] = record
-            if cache:
-                cache.mkdir(parents=True, exist_ok=True)
-                cache_file(cache, futures[future]).write_text(json.dumps(record))
-    return [records[run] for run in runs]
-
-
-def cache_file(cache: Path, run) -> Path:
-    """Where the record of a run is kept: its name is made from all of the run's fields."""
-    key = json.dumps([CACHE_VERSION, dataclasses.asdict(run)])
-    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-
-
-def _read(file):
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def mean(values) -> float:
-    """Mean of the values of a dict or a list."""
-    values = list(values.values() if isinstance(values, dict) else values)
-    return sum(values) / len(values)
-
-
-def climb(start: dict, evaluate) -> dict:
-    """Finds the best learning rate of each key, by the same rule for all: no best rate lies at an end.
-
-    Args:
-        start: {key: the rates to start with, neighbours in LEARNING_RATES}.
-        evaluate: a function from a list of (key, rate) to a list of scores.
-
-    Returns:
-        {key: the rate with the highest score}, after its neighbours on both sides have been tried.
-    """
-    scores = {key: {} for key in start}
-    new = [(key, rate) for key, rates in start.items() for rate in rates]
-    while new:
-        for (key, rate), score in zip(new, evaluate(new), strict=True):
-            scores[key][rate] = score
-        best = {key: max(tried, key=tried.get) for key, tried in scores.items()}
-        new = []
-        for key, rate in best.items():
-            place = LEARNING_RATES.index(rate)
-            neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
-            new += [(key, neighbour) for neighbour in neighbours if neighbour not in scores[key]]
-    return best
-
-
 def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, workers: int | None = None):
     """Searches learning rates on the development split, by the same rule for every adapter.
 
@@ -297,7 +217,7 @@ def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, w
 
     def evaluate(new):
         runs = [Run(width, adapter, tasks.DEVELOPMENT, 0, lr) for adapter, lr in new]
-        done = execute_all(runs, f"width {width}: learning rates", cache, workers)
+        done = execute_all(execute, runs, f"width {width}: learning rates", cache, workers)
         records.extend(done)
         return [mean(record["train"]) for record in done]
 
@@ -309,7 +229,7 @@ def search(width: int, start: dict[str, tuple], cache: Path, both_parts: bool, w
             dataclasses.replace(run, few_shot=tuple(((p, max(SHOTS)), tuple(r)) for p, r in parts.items()))
             for run, parts in rates.items()
         ]
-        done = execute_all(runs, f"width {width}: few-shot learning rates", cache, workers)
+        done = execute_all(execute, runs, f"width {width}: few-shot learning rates", cache, workers)
         records.extend(done)
         scores = {
             (record["adapter"], trial["part"], trial["lr"]): mean(trial["accuracy"])
@@ -362,30 +282,33 @@ def control_runs(width: int, chosen: dict, pairs) -> list[Run]:
     ]
 
 
-def provenance(module: str = "lab.experiment", device: str = "cpu") -> dict:
-    """Where, when, by which module's command and with what a result was measured."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=BOOK
-    )
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    where = f"CPU, {cpu}, {os.cpu_count()} cores"
-    if device.startswith("cuda"):
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
-        where = (
-            f"{torch.cuda.get_device_name(device)}, driver {driver[0]}, CUDA {torch.version.cuda}, {where}"
-        )
-    return {
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "device": where,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "datasets")},
-    }
+def table(records: list[dict]) -> pandas.DataFrame:
+    """One row a run. Accuracies are exact match in percent, means over tasks.
+
+    Returns:
+        Columns: width, adapter, split, seed, lr; `factors` and `routing`, trainable parameters; `train`
+        and its two halves, `own tag` and `shared tag`; `correlation` of the routing's similarity with
+        the overlap of skills; for few-shot transfer columns such as `routing, 32 shots`, and `transfer,
+        32 shots`, by routing alone where routing is learned and by everything elsewhere.
+    """
+    rows = []
+    for record in records:
+        shared = tasks.make_split(record["split"]).shared
+        row = {name: record[name] for name in ("width", "adapter", "split", "seed", "lr")} | record[
+            "parameters"
+        ]
+        row["train"] = 100 * mean(record["train"])
+        for half, is_shared in (("own tag", False), ("shared tag", True)):
+            row[half] = 100 * mean(
+                [a for task, a in record["train"].items() if shared[int(task)] == is_shared]
+            )
+        row["correlation"] = record.get("routing_correlation")
+        for trial in record["few_shot"]:
+            accuracy = 100 * mean(trial["accuracy"])
+            row[f"{trial['part']}, {trial['shots']} shots"] = accuracy
+            row.setdefault(f"transfer, {trial['shots']} shots", accuracy)  # routing alone comes first
+        rows.append(row)
+    return pandas.DataFrame(rows)
 
 
 def main():
@@ -401,7 +324,13 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS / "lab_cpu.json")
     arguments = parser.parse_args()
     pairs, common = PAIRS[: arguments.pairs], (arguments.cache, arguments.workers)
-    result = {"provenance": provenance(), "search": [], "chosen": {}, "control": [], "runs": []}
+    result = {
+        "provenance": provenance("lab.english.experiment"),
+        "search": [],
+        "chosen": {},
+        "control": [],
+        "runs": [],
+    }
     chosen = {}
     for width in arguments.widths:
         first = width == arguments.widths[0]  # the width with the controls and both ways of transfer
@@ -417,10 +346,10 @@ def main():
         result["chosen"][str(width)] = chosen
         if first:
             result["control"] = execute_all(
-                control_runs(width, chosen, pairs), f"width {width}: control", *common
+                execute, control_runs(width, chosen, pairs), f"width {width}: control", *common
             )
         runs = final_runs(width, chosen, pairs, ADAPTERS[width], both_parts=first)
-        result["runs"] += execute_all(runs, f"width {width}: runs", *common)
+        result["runs"] += execute_all(execute, runs, f"width {width}: runs", *common)
         arguments.out.parent.mkdir(exist_ok=True)
         arguments.out.write_text(json.dumps(result) + "\n")
         print(f"{arguments.out}: {len(result['runs'])} runs up to width {width}")

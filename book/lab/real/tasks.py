@@ -6,8 +6,8 @@ Data sets come from the Hugging Face hub, or from a folder of JSON lines with th
     FOLDER/tasks/rte/validation.jsonl
     FOLDER/few_shot/rte/32_shot/0_seed.jsonl        (T-Few's few-shot sets; its names of tasks)
 
-`lab.prompts` says which tasks there are and how they are worded. `lab/fixtures` is such a folder with a
-few rows of each task, written by hand.
+`lab.real.prompts` says which tasks there are and how they are worded. `lab/real/fixtures` is such a folder
+with a few rows of each task, written by hand.
 """
 
 import json

@@ -6,7 +6,7 @@ import pandas
 from cycler import cycler
 from matplotlib import ticker
 
-from . import results
+from .. import records
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLORS = {
@@ -61,7 +61,7 @@ def bars(runs: pandas.DataFrame, columns: list[str], adapters: list[str], title:
             values = own[columns[i]].dropna()
             x = j + (place - (len(present) - 1) / 2) * width
             axes.bar(x, values.mean(), width * 0.92, color=color, alpha=alphas[i], edgecolor=color)
-            axes.errorbar(x, values.mean(), results.half_width(values), color="#555555", capsize=2, lw=1)
+            axes.errorbar(x, values.mean(), records.half_width(values), color="#555555", capsize=2, lw=1)
             offsets = numpy.linspace(-0.25, 0.25, len(values)) * width
             axes.plot(x + offsets, values, "o", ms=2.5, mfc="white", mec="#222222", mew=0.6)
     axes.set_xticks(range(len(adapters)), adapters, rotation=20)
@@ -87,7 +87,7 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
         for axes, width in zip(axes_row, widths, strict=True):
             for adapter, group in runs[runs["width"] == width].groupby("adapter", sort=False):
                 size = (group["factors"] + group["routing"]).iloc[0] / 1000
-                name, half = family(adapter), results.half_width(group[column])
+                name, half = family(adapter), records.half_width(group[column])
                 axes.errorbar(
                     size,
                     group[column].mean(),
@@ -123,7 +123,7 @@ def costs(measured: pandas.DataFrame, title: str):
     """Time of a training step and of writing, as ratios: a contender a row, whiskers between quartiles.
 
     Args:
-        measured: from `lab.bench.table`, of one setting with mixed batches and with batches of one task.
+        measured: from `lab.cost.bench.table`, of one setting with mixed batches and with batches of one task.
         title: of the figure.
     """
     figure, grid = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True)
@@ -149,7 +149,7 @@ def growth(measured: pandas.DataFrame, column: str, ylabel: str, title: str):
     """A panel for each option that grows, a line for each contender.
 
     Args:
-        measured: from `lab.bench.table`, with the columns `option` and `value`.
+        measured: from `lab.cost.bench.table`, with the columns `option` and `value`.
         column: what is shown.
         ylabel: its name and unit.
         title: of the figure.
@@ -178,17 +178,17 @@ def growth(measured: pandas.DataFrame, column: str, ylabel: str, title: str):
     return figure
 
 
-def learning_rates(records: list[dict], chosen: dict):
+def learning_rates(searched: list[dict], chosen: dict):
     """The search: exact match against learning rate, a panel a width, the chosen rate marked."""
-    widths = sorted({record["width"] for record in records})
+    widths = sorted({record["width"] for record in searched})
     figure, grid = plt.subplots(
         1, len(widths), figsize=(4.1 * len(widths) + 1.4, 3.2), squeeze=False, sharey=True
     )
     for axes, width in zip(grid[0], widths, strict=True):
         for adapter in chosen[str(width)]:
-            runs = [r for r in records if (r["width"], r["adapter"]) == (width, adapter)]
+            runs = [r for r in searched if (r["width"], r["adapter"]) == (width, adapter)]
             runs = sorted(
-                {r["lr"]: 100 * results.mean(r["train"]) for r in runs if not r["few_shot"]}.items()
+                {r["lr"]: 100 * records.mean(r["train"]) for r in runs if not r["few_shot"]}.items()
             )
             style = "-" if adapter == family(adapter) else ":"
             axes.plot(*zip(*runs, strict=True), style, color=COLORS[family(adapter)], lw=1.2)
@@ -214,7 +214,7 @@ def real_rates(searched: dict, chosen: dict, title: str):
     """The search on real tasks: accuracy against learning rate, the chosen rate marked.
 
     Args:
-        searched: {"training": records, "few_shot": records} of `lab.real_experiment`.
+        searched: {"training": records, "few_shot": records} of `lab.real.experiment`.
         chosen: {adapter: {"lr": ..., "routing": ..., "all": ...}}.
         title: of the figure.
     """
@@ -222,7 +222,7 @@ def real_rates(searched: dict, chosen: dict, title: str):
     points = {name: {} for name in panels}  # {panel: {adapter: {rate: accuracies}}}
     for record in searched["training"]:
         own = points["lr"].setdefault(record["adapter"], {})
-        own[record["lr"]] = [results.mean(record["train"])]
+        own[record["lr"]] = [records.mean(record["train"])]
     for record in searched["few_shot"]:
         for trial in record["few_shot"]:
             if trial["part"] is not None:
@@ -233,9 +233,9 @@ def real_rates(searched: dict, chosen: dict, title: str):
         for adapter, found in points[part].items():
             rates = sorted(found)
             style = {"color": REAL_COLORS[adapter], "lw": 1.2}
-            axes.plot(rates, [results.mean(found[rate]) for rate in rates], **style)
+            axes.plot(rates, [records.mean(found[rate]) for rate in rates], **style)
             best = chosen[adapter][part]
-            axes.plot(best, results.mean(found[best]), REAL_MARKERS[adapter], ms=6, **style)
+            axes.plot(best, records.mean(found[best]), REAL_MARKERS[adapter], ms=6, **style)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlabel("learning rate")
@@ -265,7 +265,7 @@ def real_panels(panels: dict[str, pandas.DataFrame], lines: dict[str, dict], tit
             values = table.loc[table["adapter"] == adapter, "accuracy"]
             color = REAL_COLORS[adapter]
             axes.plot([x] * len(values), values, "o", ms=2.5, mfc="none", mec=color, mew=0.6)
-            half = results.half_width(values) if len(values) > 2 else None  # of two it tells nothing
+            half = records.half_width(values) if len(values) > 2 else None  # of two it tells nothing
             axes.errorbar(x, values.mean(), half, fmt=REAL_MARKERS[adapter], color=color, ms=5)
         seen = [*table["accuracy"], *lines[name].values()]
         axes.set_ylim(min(seen) - 6, max(seen) + 6)  # a few runs may make whiskers longer than the panel

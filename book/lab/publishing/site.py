@@ -6,7 +6,7 @@ The library is there as one file, `_static/minitensorpoly.zip`, and only noteboo
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def write_library(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The backbone: a small T5, pretrained on single skills that the text names.
 
-    python -m lab.backbone --width 64        # from the folder `book`; writes lab/weights/width_64
+    python -m lab.english.backbone --width 64    # in the folder `book`; writes lab/english/weights
 
 The model is a real `T5ForConditionalGeneration`. Its vocabulary is the benchmark's, a word a token.
 """
@@ -56,7 +56,7 @@ def load_backbone(width: int) -> tuple[T5ForConditionalGeneration, PreTrainedTok
     folder = WEIGHTS / f"width_{width}"
     if not folder.exists():
         raise FileNotFoundError(
-            f"{folder} does not exist; make it with: python -m lab.backbone --width {width}"
+            f"{folder} does not exist; make it with: python -m lab.english.backbone --width {width}"
         )
     # Plain attention: on sentences this short it is faster on a CPU than the fused kernel.
     model = T5ForConditionalGeneration.from_pretrained(
@@ -109,7 +109,7 @@ def main():
         "--width", type=int, required=True, help="width of the model: 64 or 256 ship with the book"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for the weights (default: lab/weights/width_WIDTH)")
+    parser.add_argument("--out", type=Path, help="folder for them (default: lab/english/weights/width_WIDTH)")
     arguments = parser.parse_args()
     model, accuracy = pretrain(arguments.width, arguments.seed)
     folder = arguments.out or WEIGHTS / f"width_{arguments.width}"

@@ -1,8 +1,8 @@
 """What an adapter costs in time and memory, as a ratio to PEFT's LoRA of the same rank.
 
-    python -m lab.bench cpu                      # a profile: results/cost_cpu.json and scaling_cpu.json
-    python -m lab.bench gpu                      # the same on a GPU, at the shape of T0-3B
-    python -m lab.bench custom --width 768 --layers 12 --dtype bfloat16      # a setting of your own
+    python -m lab.cost.bench cpu                      # a profile: results/cost_cpu.json and scaling_cpu.json
+    python -m lab.cost.bench gpu                      # the same on a GPU, at the shape of T0-3B
+    python -m lab.cost.bench custom --width 768 --layers 12 --dtype bfloat16      # a setting of your own
 
 All contenders live in one process and share the weights of one base model. They take turns: in a
 round each does the same work once. A machine that is busy for a while slows all of a round, so the
@@ -33,10 +33,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import minitensorpoly as mtp
 
-from .choosers import EncoderDecoderChooser
-from .experiment import RESULTS, provenance
-from .methods import EQUAL_SIZE
-from .plans import T5_SIZES
+from ..methods import EQUAL_SIZE
+from ..real.choosers import EncoderDecoderChooser
+from ..real.plans import T5_SIZES
+from ..records import RESULTS, provenance
 
 REFERENCE = "PEFT LoRA"
 CONTROL = "PEFT LoRA again"  # a second copy: how far apart two equal contenders come out
@@ -369,7 +369,7 @@ def main():
     if profile != "custom" and own != Setting():
         parser.error(f"the profile {profile} has settings of its own; for yours take custom")
     settings, growth = PROFILES.get(profile, ([(own, 20)], None))
-    where = provenance("lab.bench", settings[0][0].device)
+    where = provenance("lab.cost.bench", settings[0][0].device)
     where["versions"]["peft"], where["threads"] = version("peft"), torch.get_num_threads()
     if growth and only != "cost":
         write(folder / f"scaling_{profile}.json", where, measure_growth(*growth[:2], rounds or growth[2]))

@@ -1,7 +1,7 @@
 """Executes chapters in place, so that their outputs can be committed, and records what they cost.
 
-    python -m lab.execute                      # from the folder `book`: every chapter
-    python -m lab.execute 02_tensor_products   # or some
+    python -m lab.publishing.execute                      # from the folder `book`: every chapter
+    python -m lab.publishing.execute 02_tensor_products   # or some
 
 Minutes and memory go to results/chapters.json and into the chapter's first cell.
 """
@@ -20,8 +20,9 @@ import nbformat
 import psutil
 from nbclient import NotebookClient
 
-BOOK = Path(__file__).parent.parent
-COSTS = BOOK / "results" / "chapters.json"
+from ..records import BOOK, RESULTS
+
+COSTS = RESULTS / "chapters.json"
 COST_LINE = re.compile(r"^\*\*What it costs\.\*\* .*$", re.M)
 VERSIONS = ("torch", "transformers", "datasets", "peft")
 

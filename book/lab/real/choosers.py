@@ -7,7 +7,7 @@ model stand behind one interface:
 - an encoder reads prompt and choice together, and a small head scores the pair.
 
     chooser = load_chooser("google/flan-t5-small")
-    batch = chooser.collate(examples)          # rows of `real_tasks.examples`
+    batch = chooser.collate(examples)          # rows of `tasks.examples`
     chooser(**batch)                           # {"loss": ..., "choice": (batch,)}
 """
 

@@ -1,12 +1,12 @@
 """The experiment on real tasks: every adapter, several seeds, the same rule of search for each.
 
-    python -m lab.real_experiment gpu --data FOLDER                  # results/finetune_real.json
-    python -m lab.real_experiment cpu --data FOLDER --model FOLDER   # results/finetune_real_cpu.json
+    python -m lab.real.experiment gpu --data FOLDER                  # results/finetune_real.json
+    python -m lab.real.experiment cpu --data FOLDER --model FOLDER   # results/finetune_real_cpu.json
 
 Run it from the folder `book`. Without --data and --model the hub is asked. A run trains one adapter on
-many tasks, then transfers it to the held-out tasks from few examples, as `lab.finetune` does. Learning
+many tasks, then transfers it to the held-out tasks from few examples, as `lab.real.finetune` does. Learning
 rates are searched first, on development tasks that are neither trained on nor held out, by the same rule
-for every adapter (`experiment.climb`). Finished runs are kept in a cache folder, so an interrupted
+for every adapter (`lab.runs.climb`). Finished runs are kept in a cache folder, so an interrupted
 experiment goes on where it was.
 """
 
@@ -17,8 +17,12 @@ import json
 import os
 from pathlib import Path
 
-from . import finetune, methods, prompts, real_tasks
-from .experiment import BOOK, LEARNING_RATES, RESULTS, cache_file, climb, execute_all, mean, provenance
+import pandas
+
+from .. import methods
+from ..records import BOOK, RESULTS, mean, provenance
+from ..runs import LEARNING_RATES, cache_file, climb, execute_all
+from . import finetune, prompts, tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ PROFILES = {
         development=tuple(prompts.DEVELOPMENT),
         transfer=tuple(prompts.DEVELOPMENT),
         seeds=(1, 2, 3),
-        few_shot_seeds=real_tasks.FEW_SHOT_SEEDS,
+        few_shot_seeds=tasks.FEW_SHOT_SEEDS,
         setting={"budget": 16, "test_rows": 500, "few_shot_steps": 30},
         arguments={"max_steps": 1000, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 64},
     ),
@@ -202,7 +206,7 @@ def search(profile: Profile, make_run, run_all) -> tuple[dict, dict[str, dict[st
         wanted = {}  # {adapter: what is new to it}: one run tries all of it
         for (adapter, part), lr in new:
             wanted.setdefault(adapter, []).append((part, lr))
-        to = {"new_tasks": profile.transfer, "few_shot_seeds": real_tasks.FEW_SHOT_SEEDS[:1]}
+        to = {"new_tasks": profile.transfer, "few_shot_seeds": tasks.FEW_SHOT_SEEDS[:1]}
         runs = [
             make_run(adapter, 0, best[adapter], profile.train, few_shot=tuple(trials), **to)
             for adapter, trials in wanted.items()
@@ -229,6 +233,50 @@ def parts_of(adapter: str) -> tuple[str, ...]:
     return ("routing", "all") if routed else ("all",)
 
 
+def accuracies(recorded: dict) -> pandas.DataFrame:
+    """Accuracies of a recorded experiment, in percent, one row for each run, stage and task.
+
+    Returns:
+        Columns: adapter, seed, stage, task, accuracy. The stages are `training tasks`, and for the held-out
+        tasks `before` any training on them, after training `routing alone` or `everything`, as means over
+        the few-shot sets; `transfer` is `routing alone` where routing is learned and `everything` elsewhere.
+    """
+    rows, stages = [], {None: "before", "routing": "routing alone", "all": "everything"}
+    for run in recorded["runs"]:
+        where = {"adapter": run["adapter"], "seed": run["seed"]}
+        for task, accuracy in run["train"].items():
+            rows.append(where | {"stage": "training tasks", "task": task, "accuracy": accuracy})
+        for trial in run["few_shot"]:
+            stage = stages[trial["part"]]
+            rows.append(where | {"stage": stage, "task": trial["task"], "accuracy": trial["accuracy"]})
+            routed = run["parameters"]["routing"] > 0
+            if trial["part"] == ("routing" if routed else "all"):
+                rows.append(rows[-1] | {"stage": "transfer"})
+    keys = ["adapter", "seed", "stage", "task"]
+    return pandas.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
+
+
+def table(recorded: dict) -> pandas.DataFrame:
+    """The runs of a recorded experiment, in the columns of `lab.english.experiment.table`.
+
+    Returns:
+        Columns: width (here the model's name) and split (always 1), adapter, seed, lr; `factors`, `routing`
+        and `head`, trainable parameters; `minutes` of training, `tokens/s`, `memory (GB)`, where they are
+        known; the stages of `accuracies`, means over tasks.
+    """
+    means = accuracies(recorded).groupby(["adapter", "seed", "stage"])["accuracy"].mean()
+    rows = []
+    for run in recorded["runs"]:
+        row = {"width": recorded["provenance"]["model"], "split": 1}
+        row |= {name: run[name] for name in ("adapter", "seed", "lr")} | run["parameters"]
+        if run.get("seconds"):  # not of a run that was interrupted, nor of one without a trained part
+            row |= {"minutes": run["seconds"] / 60, "tokens/s": run["tokens"] / run["seconds"]}
+        if run.get("memory"):
+            row["memory (GB)"] = run["memory"] / 1e9
+        rows.append(row | means[run["adapter"], run["seed"]].to_dict())
+    return pandas.DataFrame(rows)
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """The command. Returns what it writes."""
     parser = argparse.ArgumentParser(
@@ -236,20 +284,20 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     parser.add_argument("profile", choices=PROFILES)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="hub or folder")
-    parser.add_argument("--data", help="folder of data sets, see lab.real_tasks (default: the hub)")
+    parser.add_argument("--data", help="folder of data sets, see lab.real.tasks (default: the hub)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--cache", type=Path, default=BOOK.parent / "_build" / "real", help="finished runs")
     parser.add_argument("--out", type=Path, help="default: results/, and the profile's file")
     options = parser.parse_args(arguments)
     profile = PROFILES[options.profile]
     out = options.out or RESULTS / profile.out
-    where = provenance("lab.real_experiment", "cpu" if profile.arguments.get("use_cpu") else "cuda")
+    where = provenance("lab.real.experiment", "cpu" if profile.arguments.get("use_cpu") else "cuda")
     where |= {
-        "command": f"python -m lab.real_experiment {options.profile}",
+        "command": f"python -m lab.real.experiment {options.profile}",
         "model": Path(options.model).name,
         "workers": options.workers or os.cpu_count(),
     }
-    few_shot_seeds = profile.few_shot_seeds or real_tasks.FEW_SHOT_SEEDS[: len(profile.seeds)]
+    few_shot_seeds = profile.few_shot_seeds or tasks.FEW_SHOT_SEEDS[: len(profile.seeds)]
     whole = finetune.Setting(
         model=options.model,
         data=options.data,
@@ -268,7 +316,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     def run_all(runs, title):
         one = functools.partial(execute, checkpoints=options.cache / "checkpoints")
-        return execute_all(runs, title, options.cache, options.workers, one)
+        return execute_all(one, runs, title, options.cache, options.workers)
 
     searched, chosen = search(profile, make_run, run_all)
     result = {

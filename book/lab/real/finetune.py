@@ -1,8 +1,8 @@
 """Fine-tunes a pretrained model on many real tasks, then transfers it to held-out tasks from few examples.
 
-    python -m lab.finetune --output_dir runs/first            # from the folder `book`; --help lists all
-    python -m lab.finetune --output_dir runs/second --adapter Poly --lr 0.003 --max_steps 500
-    torchrun --nproc-per-node 2 -m lab.finetune --output_dir runs/third      # or: accelerate launch -m …
+    python -m lab.real.finetune --output_dir runs/first            # from the folder `book`; --help lists all
+    python -m lab.real.finetune --output_dir runs/second --adapter Poly --lr 0.003 --max_steps 500
+    torchrun --nproc-per-node 2 -m lab.real.finetune --output_dir runs/third      # or: accelerate launch -m …
 
 It goes on where it was when it is started again with the same output_dir. What came out is written to
 OUTPUT_DIR/result.json. Most arguments of `transformers.TrainingArguments` are accepted as well.
@@ -24,13 +24,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import minitensorpoly as mtp
 
-from . import methods, prompts, real_tasks
+from .. import methods
+from ..records import provenance
+from . import prompts, tasks
 from .choosers import Chooser, load_chooser
-from .experiment import provenance
+from .tasks import FEW_SHOT_SEEDS
 
 FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
 ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
-# Learning rates that the search of `lab.real_experiment` chose for MiniLM.
+# Learning rates that the search of `lab.real.experiment` chose for MiniLM.
 RATES = {
     "LoRA": 1e-3,
     "TLoRA": 3e-3,
@@ -59,7 +61,7 @@ class Setting:
     lr: float | None = _option(None, "learning rate of factors, or of a head alone; default: the adapter's")
     router_lr: float = _option(0.1, "learning rate of routing logits")
     head_lr: float = _option(3e-3, "learning rate of an encoder's head, beside any adapter")
-    data: str | None = _option(None, "folder of data sets (see lab.real_tasks); default: the hub")
+    data: str | None = _option(None, "folder of data sets (see lab.real.tasks); default: the hub")
     tasks: list[str] = _option([*prompts.TRAIN], "training tasks")
     new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")
     rows: int = _option(2000, "examples of a training task, at most")
@@ -77,7 +79,7 @@ class Setting:
         True, "few-shot transfer after training; it copies the model, which FSDP forbids"
     )
     parts: list[str] = _option(["routing", "all"], "what few-shot transfer trains")
-    few_shot_seeds: list[int] = _option([*real_tasks.FEW_SHOT_SEEDS], "seeds of the few-shot sets")
+    few_shot_seeds: list[int] = _option([*FEW_SHOT_SEEDS], "seeds of the few-shot sets")
     few_shot_steps: int = _option(50, "steps of few-shot transfer")
     few_shot_lr: float = _option(1e-3, "learning rate of few-shot transfer by everything, routing apart")
     few_shot_router_lr: float = _option(0.1, "learning rate of few-shot transfer by routing alone")
@@ -87,7 +89,7 @@ class Setting:
             raise ValueError(f"adapter={self.adapter!r} must be one of {', '.join(ADAPTERS)}")
         self.lr = RATES[self.adapter] if self.lr is None else self.lr
         for name in [*self.tasks, *self.new_tasks]:
-            real_tasks.find(name)
+            tasks.find(name)
         if repeated := [name for name, n in Counter([*self.tasks, *self.new_tasks]).items() if n > 1]:
             raise ValueError(f"tasks and new_tasks name {', '.join(repeated)} more than once")
         for name in ("budget", "rows", "test_rows", "max_length", "few_shot_steps"):
@@ -155,7 +157,7 @@ def word_all(setting: Setting) -> None:
     for name in [*setting.tasks, *setting.new_tasks]:
         _examples(name, 0, setting, "validation", setting.test_rows)
     for name, seed in itertools.product(setting.new_tasks, setting.few_shot_seeds):
-        real_tasks.examples(name, real_tasks.load_few_shot(name, seed, setting.data), 0)
+        tasks.examples(name, tasks.load_few_shot(name, seed, setting.data), 0)
 
 
 def mixture(setting: Setting, seed: int) -> datasets.Dataset:
@@ -167,12 +169,12 @@ def mixture(setting: Setting, seed: int) -> datasets.Dataset:
 
 def _examples(name, task_id, setting, split, rows):
     """Examples of one task: in training with all its prompts, otherwise with the first."""
-    found = real_tasks.load(name, split, setting.data)
+    found = tasks.load(name, split, setting.data)
     found = found.add_column("row", list(range(len(found))))  # where it was, for messages
     found = found.shuffle(seed=0).select(range(min(rows, len(found))))
     if split == "train":
-        return real_tasks.examples(name, found, task_id, most_choices=setting.most_choices)
-    return real_tasks.examples(name, found, task_id, prompts=1)
+        return tasks.examples(name, found, task_id, most_choices=setting.most_choices)
+    return tasks.examples(name, found, task_id, prompts=1)
 
 
 def accuracy_by_task(evaluated: transformers.EvalPrediction, names: dict[int, str]) -> dict[str, float]:
@@ -191,7 +193,7 @@ class AdapterTrainer(transformers.Trainer):
         arguments: of Trainer.
         rates: learning rates of factors (of the head, where there is no adapter), routing and head.
         names: {task id: name}.
-        train, test: data sets of `real_tasks.examples`.
+        train, test: data sets of `tasks.examples`.
     """
 
     def __init__(self, chooser: Chooser, arguments, rates, names: dict[int, str], train=None, test=None):
@@ -328,8 +330,8 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: b
         for part, seed in ways:
             learner, train = _learner(chooser, setting, part, arguments.seed), None
             if part is not None:
-                few = real_tasks.load_few_shot(name, seed, setting.data)
-                train = real_tasks.examples(name, few, new_id, most_choices=setting.most_choices)
+                few = tasks.load_few_shot(name, seed, setting.data)
+                train = tasks.examples(name, few, new_id, most_choices=setting.most_choices)
             trainer = AdapterTrainer(learner, quiet, rates[part], {new_id: name}, train, test)
             if train is not None:
                 trainer.train()
@@ -388,7 +390,7 @@ def main(arguments: list[str] | None = None) -> dict:
     word_all(setting)
     chooser, record = multi_task(setting, training)
     record["few_shot"] = few_shot(chooser, setting, training) if setting.transfer else []
-    record = {"provenance": provenance("lab.finetune"), "setting": dataclasses.asdict(setting), **record}
+    record = {"provenance": provenance("lab.real.finetune"), "setting": dataclasses.asdict(setting), **record}
     record["baselines"] = baselines(setting)
     if training.should_save:
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Rehearses Colab: a notebook alone in an empty folder, on a machine that has what Colab brings and no more.
 
-    python tests/rehearse_colab.py                       # chapter 9
-    python tests/rehearse_colab.py 01_lora 11_use        # or others
-    python3 tests/rehearse_colab.py --published ADDRESS   # in Colab's own image, what a repository publishes
+    python -m lab.publishing.rehearse_colab                       # from the folder `book`: chapter 9
+    python -m lab.publishing.rehearse_colab 01_lora 11_use        # or others
+    python3 -m lab.publishing.rehearse_colab --published ADDRESS   # in Colab's own image, what is published
 
 It makes a fresh virtual environment with torch, transformers, datasets and matplotlib, in the versions of
 requirements.txt, and a stand-in for `google.colab`. The notebook gets this repository's folder as the address
@@ -26,9 +26,9 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "book"))
-from lab.notebook import write_cell  # noqa: E402
+from .notebook import write_cell
+
+ROOT = Path(__file__).parents[3]
 
 BROUGHT = ("torch", "transformers", "datasets", "matplotlib", "ipykernel")  # by Colab; it has many more
 

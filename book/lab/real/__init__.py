@@ -1,0 +1,9 @@
+"""What do adapters learn on a pretrained model and real tasks?
+
+prompts.py      34 real data sets as prompts with answer choices
+tasks.py        loading and wording them
+choosers.py     pretrained models that choose an answer
+finetune.py     one multi-task fine-tune and its few-shot transfer, by one command
+experiment.py   the whole experiment, by one command, recorded as JSON
+plans.py        parameters and memory of models that are too large to load
+"""
