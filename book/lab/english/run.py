@@ -307,7 +307,7 @@ def append(path: Path, record: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
     finally:

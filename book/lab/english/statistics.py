@@ -90,5 +90,6 @@ def paired(values: pandas.DataFrame, a: str, b: str) -> dict[int, list[float]]:
         values: rows of `tidy` with one value for each contender, split and seed.
     """
     both = values.pivot(index=["split", "seed"], columns="contender", values="value")
+    both = both.reindex(columns=[a, b])
     difference = (both[a] - both[b]).dropna()
     return {split: of_split.tolist() for split, of_split in difference.groupby(level="split")}
