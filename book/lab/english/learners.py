@@ -126,34 +126,47 @@ def train(
         rows: of each learner in a batch, drawn from its examples with replacement.
         seed: of the order of examples; learners with as many shots draw the same ones.
     """
-    trained = {"own": ["own"], "all": ["factors", "own"], "factors": ["factors"]}[part]
-    trained = [name for name in trained if getattr(learners, name).numel()]
-    rates = {"factors": rates[:, None], "own": own_rates[:, None]}
-    moments = {name: (torch.zeros_like(getattr(learners, name)),) * 2 for name in trained}
-    generator, warm_up = torch.Generator().manual_seed(seed), max(1, steps // 15)
-    for step in range(1, steps + 1):
-        drawn = (
-            torch.rand(rows, generator=generator).to(shots.device) * shots[:, None]
-        ).long()  # (learners, rows)
+    names = {"own": ["own"], "all": ["factors", "own"], "factors": ["factors"]}[part]
+    rates = {"factors": rates, "own": own_rates}
+    # Neighbours with the same rate are one parameter of the optimizer.
+    parameters = {
+        name: [nn.Parameter(block) for block in getattr(learners, name).split(_lengths(rates[name]))]
+        for name in names
+    }
+    groups = [
+        {"params": [block], "lr": rate}
+        for name in names
+        for block, rate in zip(parameters[name], rates[name].unique_consecutive().tolist(), strict=True)
+        if block.numel()
+    ]
+    optimizer, warm_up = torch.optim.Adam(groups, fused=True), max(1, steps // 15)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / (steps - warm_up + 1))
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        # (learners, rows): learners with as many shots draw the same rows
+        drawn = (torch.rand(rows, generator=generator).to(shots.device) * shots[:, None]).long()
         batch = {
             name: column.gather(1, drawn[..., None].expand(-1, -1, column.shape[-1])).flatten(0, 1)
             for name, column in examples.items()
         }
-        parameters = {
-            name: getattr(learners, name).requires_grad_(name in trained) for name in ("factors", "own")
-        }
-        loss = losses(learners.logits(batch, **parameters), batch["labels"], len(shots)).sum()
-        gradients = torch.autograd.grad(loss, [parameters[name] for name in trained])
-        decay = min(step / warm_up, (steps - step + 1) / (steps - warm_up + 1))
-        with torch.no_grad():
-            for name, gradient in zip(trained, gradients, strict=True):
-                gradient = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1.0)
-                first, second = moments[name]
-                first = first.lerp(gradient, 0.1)
-                second = second.lerp(gradient**2, 0.001)
-                moments[name] = first, second
-                update = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-                parameters[name].sub_(decay * rates[name] * update)
+        now = {"factors": learners.factors, "own": learners.own}
+        now |= {name: torch.cat(of_name) for name, of_name in parameters.items()}
+        optimizer.zero_grad()
+        losses(learners.logits(batch, **now), batch["labels"], len(shots)).sum().backward()
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.grad /= parameter.grad.norm(dim=1, keepdim=True).clamp(min=1.0)
+        optimizer.step()
+        schedule.step()
+    for name, of_name in parameters.items():
+        setattr(learners, name, torch.cat(of_name).detach())
+
+
+def _lengths(values):
+    """How long each stretch of equal values is."""
+    return values.unique_consecutive(return_counts=True)[1].tolist()
 
 
 def losses(logits: Tensor, labels: Tensor, groups: int) -> Tensor:
