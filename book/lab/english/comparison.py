@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..records import provenance
 from . import rules
 from .contenders import CONTENDERS, SHAPES
-from .run import SETTINGS, SHOTS, Records, Run, append, execute
+from .run import SHOTS, Records, Run, append, execute
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
@@ -31,18 +31,14 @@ def search_file(folder: Path, width: int, budget: str, contender: str) -> Path:
 
 
 def search_units(width: int) -> list[tuple]:
-    """What is searched, in the order of its importance: (budget, what, steps, setting)."""
-    units = [
-        ("large", "shape_and_rates", None, None),
-        ("large", "few_shot", STEPS, None),
-        ("large", "few_shot", 1200, None),
-        ("large", "rate", 100, "24 tasks"),
-        ("small", "shape_and_rates", None, None),
-        ("small", "few_shot", STEPS, None),
-        ("small", "few_shot", 1200, None),
-        *(("large", "rate", STEPS, setting) for setting in SETTINGS if setting != "24 tasks"),
-    ]
-    return [unit for unit in units if (width, unit[0]) in SHAPES]
+    """What is searched for the blocks of final runs, in their order: (budget, what, steps, setting)."""
+    units = []
+    for budget, setting, steps in rules.BLOCKS[width]:
+        units.append((budget, "shape_and_rates", None, None))
+        units.append((budget, "rate", steps, setting))
+        if setting == "24 tasks" and steps >= STEPS:
+            units.append((budget, "few_shot", steps, None))
+    return list(dict.fromkeys(units))
 
 
 def search_one(folder: Path, width: int, contender: str, unit: tuple, device: str):
@@ -125,11 +121,10 @@ def main():
     else:
         # Five pairs of every block come first: an interruption leaves as much of each.
         pairs = rules.PAIRS if width == 64 else rules.PAIRS[:5]
-        blocks = [block for block in rules.BLOCKS if (width, block[0]) in SHAPES]
         jobs = [
             (final_one, folder, run, device)
             for half in (pairs[:5], pairs[5:])
-            for block in blocks
+            for block in rules.BLOCKS[width]
             for run in final_runs(folder, width, block, half)
         ]
     work(jobs, arguments.workers, arguments.stage)

@@ -6,7 +6,8 @@ import pandas
 
 from .statistics import holm, interval, paired, sign_flip
 
-PAIRS = tuple((number, number) for number in range(1, 11))  # (split, seed) of the final runs at width 64
+# (split, seed) of the final runs: ten splits at width 64, the first five of them at width 256
+PAIRS = tuple((number, number) for number in range(1, 11))
 LEVEL = 0.05  # of an error anywhere in the family of primary comparisons
 
 
@@ -51,18 +52,21 @@ PRIMARY = tuple(
     for b in ("Poly", "MHR", "TensorPoly-II")
 )
 
-# (budget, setting, steps), the order of the final runs: the primary comparisons first.
-BLOCKS = (
-    ("large", "24 tasks", 300),
-    ("large", "24 tasks", 1200),
-    ("small", "24 tasks", 300),
-    ("large", "24 tasks", 100),
-    ("large", "shared tags", 300),
-    ("large", "16 examples", 300),
-    ("large", "60 tasks", 300),
-    ("small", "24 tasks", 1200),
-    ("large", "skills named", 300),
-)
+# {width: (budget, setting, steps), the order of the final runs}: the primary comparisons first.
+BLOCKS = {
+    64: (
+        ("large", "24 tasks", 300),
+        ("large", "24 tasks", 1200),
+        ("small", "24 tasks", 300),
+        ("large", "24 tasks", 100),
+        ("large", "shared tags", 300),
+        ("large", "16 examples", 300),
+        ("large", "60 tasks", 300),
+        ("large", "skills named", 300),
+        ("small", "24 tasks", 1200),
+    ),
+    256: (("large", "24 tasks", 300), ("large", "24 tasks", 1200)),
+}
 
 
 def verdicts(values: pandas.DataFrame, better_part) -> pandas.DataFrame:
