@@ -24,7 +24,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.base, self.scale, self.factors = layer.base, layer.scale, None
+        self.base, self.scale, self.factors = layer.base, layer.adaptation.config.scale, None
 
     @property
     def weight(self) -> Tensor:
@@ -59,7 +59,9 @@ class Learners:
         self.vectors = getattr(model, "task_vectors", None)
         self.model = _grouped(model)
         self.grouped = [m for m in self.model.modules() if isinstance(m, GroupedLinear)]
-        matrices = [getattr(f, f.name).detach() for layer in self.layers for f in (layer.A, layer.B)]
+        matrices = [
+            matrix.detach() for layer in self.layers for f in (layer.A, layer.B) for matrix in f.parameters()
+        ]
         self.factor_shapes = [matrix.shape for matrix in matrices]
         self.factors = torch.cat([matrix.flatten() for matrix in matrices]).repeat(n, 1)
         routing = [layer.router.logits.detach() for layer in self.layers if layer.router is not None]
@@ -88,9 +90,9 @@ class Learners:
         for i, (layer, grouped) in enumerate(zip(self.layers, self.grouped, strict=True)):
             routing = ()
             if layer.router is not None:
-                routing = (normalized_sigmoid(own[i])[:, None],)  # (groups, one task, splits, experts)
+                routing = (normalized_sigmoid(own[i]),)  # (groups, splits, experts)
             grouped.factors = [
-                torch.vmap(factor.build)(stack, *routing).flatten(0, -3)  # (groups, r, dim)
+                torch.vmap(_build(factor))(stack, *routing)  # (groups, r, dim)
                 for factor, stack in zip((layer.A, layer.B), factors[2 * i : 2 * i + 2], strict=True)
             ]
         vectors = None
@@ -206,6 +208,12 @@ def _grouped(model):
         bare.set_submodule(name, GroupedLinear(layer))
     bare.__class__ = type(model).__base__
     return bare
+
+
+def _build(factor):
+    """The factor as a function of its parameter, and of the routing weights of one task."""
+    (name,) = dict(factor.named_parameters())
+    return lambda parameter, *weights: torch.func.functional_call(factor, {name: parameter}, weights)
 
 
 def _cut(rows, shapes):

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import minitensorpoly as mtp
+
 from . import contenders, learners, tasks
 from .backbone import make_tokenizer
 from .contenders import CONTENDERS
@@ -165,6 +167,8 @@ def workbench(width: int, contender: str, shape: str, n_tasks: int, device: str)
         batches = (select(data, rows) for rows in torch.arange(len(data["labels"])).split(512))
         return torch.cat([contenders.right(logits(batch), batch["labels"]) for batch in batches])
 
+    with mtp.task_ids(model, 0):  # a first time, before the compiler looks
+        pass
     compiles = shutil.which("g++") or device != "cpu"
     return model, torch.compile(loss, dynamic=False) if compiles else loss, predict
 
