@@ -8,13 +8,13 @@ from .contenders import CONTENDERS, SHAPES
 from .run import N_TEST, SHOTS, Run
 from .tasks import DEVELOPMENT
 
-RATES = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))  # of the factors, 0.0001 to 5
-RATES = tuple(float(f"{rate:.0e}") for rate in RATES)
+# Of the factors, 0.0001 to 7: each is 1.3 to 1.7 times the one before.
+RATES = tuple(float(f"{digits}e{e}") for e in range(-4, 1) for digits in (1, 1.5, 2, 3, 5, 7))
 OWN_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of routing or vectors, while many tasks are learned
 FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # few-shot
 SEEDS = (1, 2)
 STEPS = 300  # of the search over shapes
-TRIALS, LIMIT = 15, 24  # of shapes and rates: so many for every contender, and more only at an open edge
+TRIALS, LIMIT = 20, 26  # of shapes and rates: so many for every contender, and more only at an open edge
 
 # What a trial of a shape is judged by, beside the training tasks: transfer from 16 examples.
 TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
