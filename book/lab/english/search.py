@@ -14,7 +14,8 @@ OWN_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of routing or vectors, while many tas
 FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # few-shot
 SEEDS = (1, 2)
 STEPS = 300  # of the search over shapes
-TRIALS, LIMIT = 20, 26  # of shapes and rates: so many for every contender, and more only at an open edge
+# Of shapes and rates, {width: (so many for every contender, and more only at an open edge)}
+TRIALS = {64: (20, 26), 256: (10, 16)}
 
 # What a trial of a shape is judged by, beside the training tasks: transfer from 16 examples.
 TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
@@ -130,7 +131,7 @@ class Search:
         start = [
             (0, middle, RATES.index(lr), OWN_RATES.index(0.1) if has_own else 0) for lr in (0.005, 0.02, 0.1)
         ]
-        best, closed = climb(start, neighbours, everything, evaluate, TRIALS, LIMIT)
+        best, closed = climb(start, neighbours, everything, evaluate, *TRIALS[self.width])
         return settings(best) | {"closed": closed}
 
     @property
