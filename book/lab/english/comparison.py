@@ -110,7 +110,8 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs")
     arguments = parser.parse_args()
     folder, width, device = arguments.results, arguments.width, arguments.device
-    append(folder / "provenance.jsonl", provenance("lab.english.comparison", device))
+    command = f"python -m lab.english.comparison {arguments.stage} --width {width} --device {device}"
+    append(folder / "provenance.jsonl", provenance("", device) | {"command": command})
     if arguments.stage == "search":
         jobs = [
             (search_one, folder, width, contender, unit, device)
