@@ -4,4 +4,12 @@ tasks.py        sentences, skills, tasks, splits, data sets
 backbone.py     the small T5 that the experiments adapt: pretraining and loading
 training.py     training and evaluation
 experiment.py   the whole experiment, by one command, recorded as JSON
+
+comparison.py   the comparison of every contender at its best, by one command; it uses the following
+contenders.py   adapters of equal size in several shapes, and dense ones that are told the task
+run.py          one run, and the files of finished runs
+learners.py     many few-shot learners, trained together
+search.py       shapes and learning rates, by one rule for all
+rules.py        the primary comparisons, fixed before the final runs
+statistics.py   tables, intervals, tests
 """

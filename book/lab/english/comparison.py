@@ -1,0 +1,153 @@
+"""The comparison: every contender at its best, on equal budgets, over splits, settings and steps.
+
+    python -m lab.english.comparison search    # shapes and learning rates, on the development split
+    python -m lab.english.comparison final     # the runs that are reported
+
+Run it in the folder `book`. `results/comparison_plan.md` has the questions and the rules. Every finished run
+is a line of JSON in `results/comparison`, and no run that is found there is done again.
+"""
+
+import argparse
+import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..records import provenance
+from . import rules
+from .contenders import CONTENDERS, SHAPES
+from .run import SHOTS, Records, Run, append, execute
+from .search import STEPS, Search
+
+RESULTS = Path(__file__).parents[2] / "results" / "comparison"
+
+
+def search_file(folder: Path, width: int, budget: str, contender: str) -> Path:
+    """Where the trials of a contender are recorded."""
+    return folder / "search" / f"{width} {budget} {contender}.jsonl".replace(" ", "_").replace(",", "")
+
+
+def search_units(width: int) -> list[tuple]:
+    """What is searched for the blocks of final runs, in their order: (budget, what, steps, setting)."""
+    units = []
+    for budget, setting, steps in rules.BLOCKS[width]:
+        units.append((budget, "shape_and_rates", None, None))
+        units.append((budget, "rate", steps, setting))
+        if setting == "24 tasks" and steps >= STEPS:
+            units.append((budget, "few_shot", steps, None))
+    return list(dict.fromkeys(units))
+
+
+def search_one(folder: Path, width: int, contender: str, unit: tuple, device: str):
+    """Does one unit of `search_units` for a contender, or reads it where it is recorded."""
+    budget, what, steps, setting = unit
+    file = search_file(folder, width, budget, contender)
+    record = Records(file, functools.partial(execute, device=device) if device else None)
+    arguments = [argument for argument in (steps, setting) if argument is not None]
+    return getattr(Search(width, budget, contender, record), what)(*arguments)
+
+
+def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
+    """The runs of a block, a pair of split and seed after the other, with all contenders in each.
+
+    Args:
+        folder: of the results; it has the finished search.
+        width: of the backbone.
+        block: (budget, setting, steps), as in `rules.BLOCKS`.
+        pairs: of split and seed.
+
+    Raises:
+        LookupError: the search has not come so far.
+    """
+    budget, setting, steps = block
+    runs = []
+    for contender in SHAPES[width, budget]:
+        if not allowed(contender, setting):
+            continue
+        search = Search(width, budget, contender, Records(search_file(folder, width, budget, contender)))
+        found, usual, few_shot = search.shape_and_rates(), setting == "24 tasks", ()
+        if steps >= STEPS and setting != "skills named":
+            # Every number of examples and the uniform routing are for the usual tasks alone.
+            rates = search.few_shot(steps if usual else STEPS)
+            shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else ((8, 32), ("own", "all"))
+            few_shot = tuple((p, n, rate) for (p, n), (rate, _) in rates.items() if p in parts and n in shots)
+        settings = {"lr": search.rate(steps, setting), "own_lr": found["own_lr"], "shape": found["shape"]}
+        extras = {"few_shot": few_shot, "forgetting": usual, "curve_points": 10}
+        runs += [
+            Run(
+                width,
+                budget,
+                contender,
+                setting=setting,
+                steps=steps,
+                split=split,
+                seed=seed,
+                **settings,
+                **extras,
+            )
+            for split, seed in pairs
+        ]
+    return sorted(runs, key=lambda run: pairs.index((run.split, run.seed)))
+
+
+def final_one(folder: Path, run: Run, device: str) -> None:
+    """Does one of the final runs, unless it is recorded."""
+    name = f"{run.width} {run.budget} {run.setting} {run.steps}.jsonl".replace(" ", "_")
+    Records(folder / "final" / name, functools.partial(execute, device=device))(run)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["search", "final"])
+    parser.add_argument("--width", type=int, default=64, choices=[64, 256])
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs")
+    arguments = parser.parse_args()
+    folder, width, device = arguments.results, arguments.width, arguments.device
+    command = f"python -m lab.english.comparison {arguments.stage} --width {width} --device {device}"
+    append(folder / "provenance.jsonl", provenance("", device) | {"command": command})
+    if arguments.stage == "search":
+        jobs = [
+            (search_one, folder, width, contender, unit, device)
+            for unit in search_units(width)
+            for contender in SHAPES[width, unit[0]]
+            if allowed(contender, unit[3])
+        ]
+    else:
+        # Five pairs of every block come first: an interruption leaves as much of each.
+        pairs = rules.PAIRS if width == 64 else rules.PAIRS[:5]
+        jobs = [
+            (final_one, folder, run, device)
+            for half in (pairs[:5], pairs[5:])
+            for block in rules.BLOCKS[width]
+            for run in final_runs(folder, width, block, half)
+        ]
+    work(jobs, arguments.workers, arguments.stage)
+
+
+def allowed(contender: str, setting: str | None) -> bool:
+    """Whether there is such a contender: private LoRAs of 60 tasks have no shape of the budget's size."""
+    return not (CONTENDERS[contender].private and setting == "60 tasks")
+
+
+def work(jobs: list[tuple], workers: int, title: str) -> None:
+    """Does jobs (function, *arguments) in processes of one thread, in their order, with a progress bar."""
+    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        waiting = {pool.submit(*job) for job in jobs}
+        with tqdm(total=len(jobs), desc=title) as bar:
+            while waiting:
+                done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
+                for future in done:
+                    future.result()
+                    bar.update()
+
+
+if __name__ == "__main__":
+    main()

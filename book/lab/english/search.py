@@ -1,0 +1,226 @@
+"""The search: shapes and learning rates of a contender, on the development split, by one rule for all."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+
+from .contenders import CONTENDERS, SHAPES
+from .run import N_TEST, SHOTS, Run
+from .tasks import DEVELOPMENT
+
+# Of the factors, 0.0001 to 7: each is 1.3 to 1.7 times the one before.
+RATES = tuple(float(f"{digits}e{e}") for e in range(-4, 1) for digits in (1, 1.5, 2, 3, 5, 7))
+OWN_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of routing or vectors, while many tasks are learned
+FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # few-shot
+SEEDS = (1, 2)
+STEPS = 300  # of the search over shapes
+# Of shapes and rates, {width: (so many for every contender, and more only at an open edge)}
+TRIALS = {64: (20, 26), 256: (10, 16)}
+
+# What a trial of a shape is judged by, beside the training tasks: transfer from 16 examples.
+TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
+TRIAL_RATES = {"own": (0.03, 0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2, 3e-2)}
+FEW_START = {"own": (0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2), "factors": (1e-3, 3e-3, 1e-2)}
+
+Point = tuple[int, ...]
+
+
+def climb(
+    start: Iterable[Point],
+    neighbours: Callable,
+    everything: Iterable[Point],
+    evaluate,
+    trials: int,
+    limit: int,
+) -> tuple[Point, bool]:
+    """Finds the best point of a grid, one trial after the other.
+
+    First the points of the start. Then, each time, a neighbour of the best point so far that has not
+    been tried; where none is left, the untried point that is nearest. It ends after `trials` trials,
+    unless the best point still has an untried neighbour: then it goes on, up to `limit`.
+
+    Args:
+        start: points to begin with.
+        neighbours: point -> the points one step away along one axis.
+        everything: all points of the grid.
+        evaluate: point -> score.
+
+    Returns:
+        The best point, and whether all of its neighbours were tried.
+    """
+    scores = {point: evaluate(point) for point in start}
+    everything = list(everything)
+    while True:
+        best = max(scores, key=scores.get)
+        untried = [point for point in neighbours(best) if point not in scores]
+        if len(scores) >= limit or (len(scores) >= trials and not untried):
+            return best, not untried
+        if not untried:
+            rest = [point for point in everything if point not in scores]
+            if not rest:
+                return best, True
+            untried = [min(rest, key=lambda point: sum(abs(a - b) for a, b in zip(point, best, strict=True)))]
+        scores[untried[0]] = evaluate(untried[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The search of one contender on one budget.
+
+    Args:
+        width, budget, contender: as in `Run`.
+        record: Run -> its record; see `run.Records`.
+    """
+
+    width: int
+    budget: str
+    contender: str
+    record: Callable
+
+    def _mean(self, of, **changes):
+        """Mean of a number of each record, over the seeds."""
+        records = [
+            self.record(Run(self.width, self.budget, self.contender, split=DEVELOPMENT, seed=seed, **changes))
+            for seed in SEEDS
+        ]
+        return sum(map(of, records)) / len(records)
+
+    def shape_and_rates(self) -> dict:
+        """Shape, rate of the factors and of what tasks have of their own, for 24 tasks and `STEPS` steps.
+
+        The score of a trial is the mean of two numbers: exact match on the training tasks, and transfer
+        to the development tasks from 16 examples. Transfer is the mean over the parts that may be trained,
+        each at the better of a few rates.
+
+        Returns:
+            {"shape": ..., "lr": ..., "own_lr": ..., "closed": whether all neighbours were tried}
+        """
+        shapes, has_own = SHAPES[self.width, self.budget][self.contender], self._parts[0] == "own"
+        parts = [part for part in self._parts if part in TRIAL_RATES]
+        few_shot = tuple((part, TRIAL_SHOTS, rate) for part in parts for rate in TRIAL_RATES[part])
+        extent = (len(RATES), len(OWN_RATES) if has_own else 1)
+        everything = [
+            (row, column, *rates)
+            for row, of_row in enumerate(shapes)
+            for column in range(len(of_row))
+            for rates in itertools.product(*map(range, extent))
+        ]
+
+        def neighbours(point):
+            steps = [(axis, step) for axis in range(4) for step in (-1, 1)]
+            moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a, s in steps]
+            return [other for other in moved if other in everything]
+
+        def settings(point):
+            row, column, lr, own_lr = point
+            own_lr = OWN_RATES[own_lr] if has_own else 0.0
+            return {"shape": shapes[row][column], "lr": RATES[lr], "own_lr": own_lr}
+
+        def evaluate(point):
+            return self._mean(
+                lambda record: score(record, parts),
+                setting="24 tasks",
+                steps=STEPS,
+                few_shot=few_shot,
+                few_steps=TRIAL_STEPS,
+                n_test=TRIAL_TEST,
+                **settings(point),
+            )
+
+        middle = len(shapes[0]) // 2
+        start = [
+            (0, middle, RATES.index(lr), OWN_RATES.index(0.1) if has_own else 0) for lr in (0.005, 0.02, 0.1)
+        ]
+        best, closed = climb(start, neighbours, everything, evaluate, *TRIALS[self.width])
+        return settings(best) | {"closed": closed}
+
+    @property
+    def _parts(self):
+        return CONTENDERS[self.contender].parts
+
+    def rate(self, steps: int, setting: str = "24 tasks") -> float:
+        """The rate of the factors for another number of steps, or in another setting.
+
+        Shape and the other rate stay. It is judged by the training tasks, and begins with three rates.
+        """
+        found = self.shape_and_rates()
+        if (steps, setting) == (STEPS, "24 tasks"):
+            return found["lr"]
+        start = RATES.index(found["lr"])
+
+        def evaluate(point):
+            return self._mean(
+                lambda record: sum(record["train"]),
+                setting=setting,
+                steps=steps,
+                shape=found["shape"],
+                own_lr=found["own_lr"],
+                lr=RATES[point[0]],
+            )
+
+        return RATES[line(len(RATES), (start - 1, start, start + 1), evaluate)]
+
+    def few_shot(self, steps: int) -> dict[tuple[str, int], tuple[float, float]]:
+        """Few-shot rates of a model that was trained for so many steps.
+
+        Each is judged by the development tasks. The rates of a part are tried for all numbers of shots,
+        until for none of them the best one is at an end.
+
+        Returns:
+            {(part, shots): (the best rate, exact match at that rate in percent)}
+        """
+        found, lr, best = self.shape_and_rates(), self.rate(steps), {}
+
+        def evaluate(part, rates):
+            """{(shots, rate): exact match}"""
+            few_shot = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
+            of_run = {"steps": steps, "lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]}
+            return {
+                (shots, rate): self._mean(
+                    lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
+                    setting="24 tasks",
+                    few_shot=few_shot,
+                    n_test=TRIAL_TEST,
+                    **of_run,
+                )
+                for i, (_, shots, rate) in enumerate(few_shot)
+            }
+
+        for part in self._parts:
+            scores, new = {}, FEW_START[part]
+            while new:
+                scores |= evaluate(part, new)
+                chosen = {shots: max(_of(scores, shots), key=_of(scores, shots).get) for shots in SHOTS}
+                places = {FEW_RATES.index(rate) for rate in chosen.values()}
+                around = {i + step for i in places for step in (-1, 1)} & set(range(len(FEW_RATES)))
+                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in _of(scores, SHOTS[0]))
+            best |= {(part, shots): (rate, scores[shots, rate]) for shots, rate in chosen.items()}
+        return best
+
+
+def _of(scores, shots):
+    return {rate: value for (s, rate), value in scores.items() if s == shots}
+
+
+def _accuracy(counts, n):
+    return sum(counts) / (n * len(counts))
+
+
+def line(length: int, start, evaluate) -> int:
+    """The best place on a line: `climb` until both neighbours of the best were tried."""
+    points = [(place,) for place in start if 0 <= place < length]
+
+    def neighbours(point):
+        return [(place,) for place in (point[0] - 1, point[0] + 1) if 0 <= place < length]
+
+    (best,), _ = climb(points, neighbours, [(i,) for i in range(length)], evaluate, 0, length)
+    return best
+
+
+def score(record: dict, parts: list[str]) -> float:
+    """What a trial of a shape is judged by, 0 to 1; see `Search.shape_and_rates`."""
+    best = [
+        max(_accuracy(t["right"], TRIAL_TEST) for t in record["few_shot"] if t["part"] == part)
+        for part in parts
+    ]
+    return (_accuracy(record["train"], N_TEST) + sum(best) / len(best)) / 2

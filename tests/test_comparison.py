@@ -1,0 +1,403 @@
+"""The comparison in controlled English: its budgets, its search, its learners, its statistics, its files."""
+
+import collections
+import copy
+import dataclasses
+import json
+import math
+
+import numpy
+import pandas
+import pytest
+import torch
+
+import minitensorpoly as mtp
+from lab import records
+from lab.english import (
+    backbone,
+    comparison,
+    contenders,
+    learners,
+    rules,
+    run,
+    search,
+    statistics,
+    tasks,
+    training,
+)
+from lab.english.contenders import BUDGETS, CONTENDERS, SHAPES
+
+MIXTURES = ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
+SHAPE = {"LoRA": "r=8", "LoRA, vector": "r=8", "Poly": "K=4 r=2", "MHR": "K=4 r=2 H=8"}
+SHAPE |= {"TensorPoly-I": "N=2 R=8 r=4", "TensorPoly-II": "N=2 R=8 r=4", "private LoRA": "r=1 on=q|v"}
+
+
+# ------------------------------------------------------------ budgets
+
+
+@pytest.mark.parametrize(("width", "budget"), SHAPES)
+def test_every_shape_of_every_contender_has_the_budget_within_7_percent(width, budget, monkeypatch):
+    empty = backbone.load_backbone(width)[0].to("meta")  # shapes without numbers
+    monkeypatch.setattr(contenders, "load_backbone", lambda width: (copy.deepcopy(empty), None))
+    for contender, rows in SHAPES[width, budget].items():
+        wanted = BUDGETS[width, budget] * (3 if contender == "private LoRA, 3 times" else 1)
+        for shape in (shape for row in rows for shape in row):
+            model = contenders.build(width, contender, shape, 24, seed=0)
+            factors = sum(p.numel() for p in contenders.parameters(model)["factors"])
+            assert abs(factors / wanted - 1) < 0.07, (contender, shape, factors)
+
+
+def test_private_adapters_share_nothing_and_have_the_budget_together():
+    model = contenders.build(64, "private LoRA", "r=1 on=q|v", 24, seed=0)
+    groups = contenders.parameters(model)
+    assert sum(p.numel() for p in groups["factors"]) == BUDGETS[64, "large"] and not groups["own"]
+    weights = mtp.routing_weights(model).values()
+    assert all(torch.equal(w[:, 0], torch.eye(24)) for w in weights)
+
+
+# ------------------------------------------------------------ a contender that is told the task
+
+
+def test_the_vector_is_a_function_of_the_task_alone():
+    model = contenders.build(64, "LoRA, vector", "r=8", 4, seed=0)
+    batch = small_batch(rows=4)
+    plain = contenders.logits(model, batch)
+    assert torch.equal(told(model, batch, [0, 1, 2, 3]), plain)  # it starts at zero
+    with torch.no_grad():
+        model.task_vectors[2] += 1
+    changed = [not torch.equal(*rows) for rows in zip(told(model, batch, [0, 1, 2, 3]), plain, strict=True)]
+    assert changed == [False, False, True, False]
+    same_text = {name: column[:1].repeat(4, 1) for name, column in batch.items()}
+    first, second, third, fourth = told(model, same_text, [2, 2, 1, 0])
+    assert torch.equal(first, second) and torch.equal(third, fourth) and not torch.equal(first, third)
+
+
+def told(model, batch, ids):
+    """Predictions for rows of the given tasks."""
+    ids = torch.tensor(ids)
+    return contenders.logits(model, batch, model.task_vectors[ids], task_ids=ids)
+
+
+def small_batch(rows):
+    """Rows of the first training task."""
+    of = tasks.make_split(1).train[:1]
+    data = training.encode(tasks.make_dataset(of, rows, "batch"), backbone.make_tokenizer())
+    return {name: data[name] for name in ("input_ids", "attention_mask", "labels")}
+
+
+def test_predictions_after_the_right_words_tell_what_greedy_decoding_writes():
+    model, tokenizer = backbone.load_backbone(64)
+    data = training.encode(tasks.make_pretraining_dataset(300, seed=3), tokenizer)
+    data["labels"][::2, 3] = tokenizer.unk_token_id  # a model that is right on some, and wrong on others
+    with torch.no_grad():
+        right = contenders.right(contenders.logits(model, data), data["labels"])
+    assert torch.equal(right, training.exact_match(model, data)) and 0.4 < right.float().mean() < 0.6
+
+
+# ------------------------------------------------------------ many few-shot learners
+
+
+def trained(contender):
+    """A model with random factors, routing and vectors, as if it had been trained."""
+    model = contenders.build(64, contender, SHAPE[contender], 3, seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for group in contenders.parameters(model).values():
+            for parameter in group:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def few_examples(n_learners, n=3):
+    """n examples for each of so many learners: (learners, n, tokens)."""
+    of = tasks.make_split(1).held_out[:n_learners]
+    data = training.encode(tasks.make_dataset(of, n, "few"), backbone.make_tokenizer())
+    return run.by_task(data, n_learners, torch.arange(n_learners))
+
+
+def learn(together, examples, part, steps=4):
+    n = len(examples["labels"])
+    rates = torch.linspace(0.01, 0.03, n)
+    learners.train(together, examples, torch.arange(1, n + 1), part, rates, rates, steps, rows=2, seed=0)
+
+
+@pytest.mark.parametrize("contender", [*MIXTURES, "LoRA"])
+@torch.no_grad()
+def test_a_learner_starts_as_a_task_that_the_library_adds(contender):
+    model, batch = trained(contender), small_batch(rows=2)
+    together = learners.Learners(model, 2)
+    predicted = together.logits(batch, together.factors, together.own)
+    added = mtp.add_tasks(model, 1)[0] if contender in MIXTURES else 0
+    expected = contenders.logits(model, batch, task_ids=torch.tensor([added, added]))
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("contender", ["TensorPoly-II", "LoRA, vector"])
+@pytest.mark.parametrize("part", ["own", "all"])
+def test_learners_that_train_together_do_not_learn_from_each_other(contender, part):
+    model, examples = trained(contender), few_examples(2)
+    both = learners.Learners(model, 2)
+    learn(both, examples, part)
+    changed = {name: column.clone() for name, column in examples.items()}
+    changed["labels"][1][changed["labels"][1] != -100] = 5
+    again = learners.Learners(model, 2)
+    learn(again, changed, part)
+    for name in ("factors", "own"):
+        a, b, start = (getattr(which, name).detach() for which in (both, again, learners.Learners(model, 2)))
+        torch.testing.assert_close(a[0], b[0])
+        moves = name == "own" or part == "all"
+        assert torch.equal(a[1], b[1]) != moves and torch.equal(a, start) != moves
+
+
+def test_training_one_learner_is_adam_with_clipping():
+    model, examples = trained("LoRA"), few_examples(1)
+    together = learners.Learners(model, 1)
+    learn(together, examples, "all", steps=1)
+    parameters = contenders.parameters(model)["factors"]
+    optimizer = torch.optim.Adam(parameters, 0.01)
+    rows = (torch.rand(2, generator=torch.Generator().manual_seed(0)) * 1).long()
+    batch = {name: column[0, rows] for name, column in examples.items()}
+    model(**batch).loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    expected = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    torch.testing.assert_close(together.factors.detach()[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("contender", MIXTURES)
+def test_the_control_keeps_its_routing_uniform_and_learns_its_factors(contender):
+    together = learners.Learners(trained(contender), 2, uniform=True)
+    start = together.factors.clone()
+    learn(together, few_examples(2), "factors")
+    for logits in learners._cut(together.own, together.own_shapes):
+        weights = learners.normalized_sigmoid(logits)
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / logits.shape[-1]))
+    assert not torch.equal(together.factors, start)
+
+
+# ------------------------------------------------------------ a run
+
+
+def quick(contender, **changes):
+    few_shot = tuple((part, 2, 0.05) for part in CONTENDERS[contender].parts)
+    fields = {"few_shot": few_shot, "few_steps": 2, "n_test": 3, "curve_points": 2}
+    return run.Run(
+        64, "large", contender, SHAPE[contender], "24 tasks", 4, 1, 1, 0.05, 0.1, **fields | changes
+    )
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Without compiling, and with few sentences."""
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    for name, setting in run.SETTINGS.items():
+        monkeypatch.setitem(run.SETTINGS, name, dataclasses.replace(setting, n_examples=4))
+    for name, value in {"N_TEST": 5, "N_OLD": 2, "N_CURVE": 1}.items():
+        monkeypatch.setattr(run, name, value)
+
+
+@pytest.mark.parametrize("contender", ["TensorPoly-I", "LoRA, vector", "private LoRA"])
+def test_a_run_is_deterministic_and_its_record_tells_which_run_it_is(plain, contender):
+    of_run = quick(contender)
+    record, again = (json.loads(json.dumps(run.execute(of_run))) for _ in range(2))
+    assert record.pop("seconds") >= 0 and again.pop("seconds") >= 0
+    assert record == again and run.run_of(record) == of_run
+    assert len(record["train"]) == 24 and [step for step, _ in record["curve"]] == [2, 4]
+    assert [len(trial["right"]) for trial in record["few_shot"]] == [8] * len(CONTENDERS[contender].parts)
+
+
+def test_what_a_task_has_of_its_own_makes_no_old_task_forget(plain, monkeypatch):
+    # Skills that the text names: then old sentences are right already, and something can be lost.
+    monkeypatch.setitem(run.SETTINGS, "24 tasks", run.SETTINGS["skills named"])
+    few_shot = tuple((part, 2, 1.0) for part in ("own", "all", "factors"))
+    record = run.execute(quick("Poly", few_shot=few_shot, few_steps=10, forgetting=True))
+    lost = {old["part"]: [old["before"] - right for right in old["right"]] for old in record["old"]}
+    assert record["old"][0]["before"] > 0 and lost["own"] == [0] * 8
+    assert min(lost["all"]) > 0 and min(lost["factors"]) > 0
+
+
+@pytest.mark.parametrize("setting", run.SETTINGS)
+def test_settings_are_what_they_say(setting):
+    split = run.make_split(dataclasses.replace(quick("Poly"), setting=setting))
+    wanted = run.SETTINGS[setting]
+    tags = collections.Counter(task.tag for task in split.train)
+    skills = {task.skills for task in split.train + split.held_out}
+    assert len(split.train) == wanted.n_tasks and len(skills) == wanted.n_tasks + 8
+    assert {2} == set(tags.values()) if wanted.all_shared else sum(split.shared) == 12
+    assert not {task.tag for task in split.held_out} & set(tags)
+    assert all(task.tag in tasks.VOCABULARY for task in split.train + split.held_out)
+
+
+# ------------------------------------------------------------ the search
+
+
+def accuracy(ratio):
+    """0.9 at a ratio of 1, and less on both sides."""
+    return 0.9 - abs(math.log10(ratio)) / 20
+
+
+def invented(best_lr=0.05, best_few=0.01):
+    """A stand-in for `execute`: best at given rates, whatever the shape; and the runs it was asked for."""
+    asked = {}
+
+    def record(of_run):
+        asked[of_run.key] = of_run
+        few_shot = [
+            {"part": part, "shots": n, "rate": rate, "right": [search.TRIAL_TEST * accuracy(rate / best_few)]}
+            for part, n, rate in of_run.few_shot
+        ]
+        return {"train": [run.N_TEST * accuracy(of_run.lr / best_lr)], "few_shot": few_shot}
+
+    return record, asked
+
+
+@pytest.mark.parametrize(("width", "budget"), SHAPES)
+@pytest.mark.parametrize("best_lr", [0.002, 0.05, 0.15])
+def test_every_contender_gets_as_many_trials_and_no_best_value_lies_at_an_end(width, budget, best_lr):
+    for contender in SHAPES[width, budget]:
+        record, asked = invented(best_lr)
+        found = search.Search(width, budget, contender, record).shape_and_rates()
+        trials = {(r.shape, r.lr, r.own_lr) for r in asked.values()}
+        assert len(asked) == len(search.SEEDS) * len(trials) and {r.split for r in asked.values()} == {0}
+        least, most = search.TRIALS[width]
+        assert least <= len(trials) <= most and found["closed"]
+        assert found["lr"] == pytest.approx(best_lr)
+        rates = sorted(lr for shape, lr, own in trials if (shape, own) == (found["shape"], found["own_lr"]))
+        assert rates[0] < found["lr"] < rates[-1]
+
+
+def test_a_search_goes_on_at_an_edge_and_stops_at_its_limit():
+    def neighbours(point):
+        return [(place,) for place in (point[0] - 1, point[0] + 1) if 0 <= place < 100]
+
+    tried = []
+
+    def evaluate(point):
+        tried.append(point)
+        return point[0]
+
+    everything = [(i,) for i in range(100)]
+    assert search.climb([(50,)], neighbours, everything, evaluate, 5, 20) == ((68,), False)
+    assert len(tried) == 20
+    assert search.climb([(95,)], neighbours, everything, evaluate, 5, 20) == ((99,), True)
+
+
+@pytest.mark.parametrize("best", [1e-4, 0.1])
+def test_few_shot_rates_lie_inside_of_those_that_were_tried(best):
+    record, asked = invented(best_few=best)
+    found = search.Search(64, "large", "MHR", record).few_shot(300)
+    assert set(found) == {(part, n) for part in ("own", "all", "factors") for n in run.SHOTS}
+    for (part, shots), (rate, exact) in found.items():
+        tried = {r for of_run in asked.values() for p, n, r in of_run.few_shot if (p, n) == (part, shots)}
+        assert rate == best and min(tried) < rate < max(tried) and exact == pytest.approx(90)
+
+
+# ------------------------------------------------------------ files of finished runs
+
+
+def test_a_killed_run_leaves_a_torn_line_and_the_next_start_goes_on(tmp_path):
+    path, done = tmp_path / "runs.jsonl", []
+
+    def execute(of_run):
+        done.append(of_run)
+        return json.loads(json.dumps(dataclasses.asdict(of_run) | {"few_shot": [], "train": [1]}))
+
+    first, second = (dataclasses.replace(quick("Poly", few_shot=()), seed=seed) for seed in (1, 2))
+    run.Records(path, execute)(first)
+    whole = path.read_bytes()
+    run.Records(path, execute)(second)
+    path.write_bytes(path.read_bytes()[: len(whole) + 20])  # killed while it wrote
+    assert [record["seed"] for record in run.read(path)] == [1]
+    again = run.Records(path, execute)
+    assert again(first)["seed"] == 1 and again(second)["seed"] == 2
+    assert [of_run.seed for of_run in done] == [1, 2, 2]
+    assert [record["seed"] for record in run.read(path)] == [1, 2]
+    with pytest.raises(LookupError, match="run the stage `search` to its end"):
+        run.Records(path)(dataclasses.replace(first, seed=3))
+
+
+def test_final_runs_take_turns_over_the_contenders(tmp_path):
+    for contender in SHAPES[64, "large"]:
+        record, asked = invented()
+        of_search = search.Search(64, "large", contender, record)
+        of_search.few_shot(300), of_search.rate(300, "60 tasks")
+        for of_run in asked.values():
+            file = comparison.search_file(tmp_path, 64, "large", contender)
+            run.append(file, dataclasses.asdict(of_run) | record(of_run))
+    usual = comparison.final_runs(tmp_path, 64, ("large", "24 tasks", 300), rules.PAIRS[:2])
+    assert [(r.split, r.seed) for r in usual] == [(1, 1)] * 11 + [(2, 2)] * 11
+    assert [r.contender for r in usual[:11]] == list(CONTENDERS)
+    poly = usual[list(CONTENDERS).index("Poly")]
+    assert {(part, shots) for part, shots, _ in poly.few_shot} == {
+        (part, shots) for part in ("own", "all", "factors") for shots in (2, 8, 32, 128)
+    }
+    many = comparison.final_runs(tmp_path, 64, ("large", "60 tasks", 300), rules.PAIRS[:1])
+    assert len(many) == 9 and not [r for r in many if CONTENDERS[r.contender].private]
+    with pytest.raises(LookupError):
+        comparison.final_runs(tmp_path, 64, ("small", "24 tasks", 300), rules.PAIRS)
+
+
+# ------------------------------------------------------------ statistics
+
+
+def test_interval_agrees_with_the_variance_of_a_hierarchical_mean():
+    generator = numpy.random.default_rng(0)
+    values = {split: 5 + generator.normal() + generator.normal(size=4) for split in range(20)}
+    mean, low, high = statistics.interval(values, n=5_000)
+    means = numpy.array([v.mean() for v in values.values()])
+    # Drawing splits gives the variance of their means, drawing seeds that of each mean.
+    within = numpy.mean([v.var() / 4 for v in values.values()])
+    error = math.sqrt((means.var() + within) / 20)
+    assert mean == pytest.approx(means.mean())
+    assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=0.1 * error)
+
+
+def test_interval_of_accuracies_stays_between_0_and_100():
+    low, high = statistics.interval({1: [99.0, 100.0], 2: [100.0], 3: [13.0]})[1:]
+    assert 13 <= low < high <= 100
+
+
+def test_sign_flip_counts_the_patterns_of_signs():
+    assert statistics.sign_flip({split: [1.0 + split] for split in range(10)}) == pytest.approx(2 / 2**10)
+    # Of the eight sums of 3, 1 and -1 with other signs, six are 3 or more in size.
+    assert statistics.sign_flip({1: [3.0], 2: [1.0], 3: [-1.0]}) == pytest.approx(6 / 8)
+    assert statistics.sign_flip({1: [2.0, 4.0], 2: [1.0], 3: [-1.0]}) == pytest.approx(6 / 8)  # their means
+
+
+def test_holm_agrees_with_his_procedure_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+# ------------------------------------------------------------ rules
+
+
+def test_the_plan_lists_the_primary_comparisons_as_the_code_has_them():
+    plan = (records.RESULTS / "comparison_plan.md").read_text()
+    listed = [
+        line.removeprefix("- ") for line in plan.splitlines() if " – " in line and line.startswith("- ")
+    ]
+    assert listed == [str(comparison) for comparison in rules.PRIMARY]
+    assert len(rules.PRIMARY) * 2 / 2 ** len(rules.PAIRS) < rules.LEVEL  # the rule can be met
+    for value in (*search.TRIALS[64], *search.TRIALS[256], run.FEW_STEPS, run.FEW_ROWS, run.OWN_RATE):
+        assert f"{value}" in plan
+
+
+def test_verdicts_follow_the_rule():
+    rows = []
+    for split, _ in rules.PAIRS:
+        for contender in CONTENDERS:
+            for budget, steps in (("large", 300), ("large", 1200)):
+                cell = {"width": 64, "setting": "24 tasks", "split": split, "seed": 0}
+                cell |= {"contender": contender, "budget": budget, "steps": steps}
+                value = {"Poly": 90, "TensorPoly-I": 70, "MHR": 80 + (-1) ** split}.get(contender, 80)
+                rows.append(cell | {"measure": "train", "value": value})
+                for part, more in (("own", 0), ("all", 100 if contender == "Poly" else -50)):
+                    what = {"measure": "transfer", "part": part, "shots": 8}
+                    rows.append(cell | what | {"value": value + more})
+    table = rules.verdicts(pandas.DataFrame(rows), lambda *cell: "own").set_index("comparison")["verdict"]
+    of = {str(c): c for c in rules.PRIMARY}
+    for comparison_text, verdict in table.items():
+        c = of[comparison_text]
+        wanted = {"Poly": "supported", "TensorPoly-I": "contradicted"}.get(c.a, "undecided")
+        assert verdict == ("incomplete" if c.budget == "small" else wanted), comparison_text
