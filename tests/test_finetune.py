@@ -180,7 +180,7 @@ def test_two_processes_have_the_losses_of_one(model, tmp_path, launcher):
         " --mixed_precision no --dynamo_backend no --main_process_port 0",
     }[launcher]
     command = [sys.executable, "-m", *two.split(), "-m", "lab.real.finetune", *arguments]
-    done = subprocess.run(command, env=environment, cwd=BOOK, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, cwd=BOOK, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads((folder / "result.json").read_text())
     one = finetune.main(options(model, tmp_path / "one", per_device_train_batch_size=6, **common))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
+TIMEOUT = 180_000  # milliseconds: a machine that is busy with something else is slow, not wrong
 HEIGHTS = {1280: 800, 390: 844}  # of a laptop and a phone, by their widths
 
 
@@ -41,12 +42,12 @@ class Visit:
         }""")
 
 
-def open_context(browser, width, theme):
+def open_context(browser, width=1280, theme="light"):
     context = browser.new_context(
-        viewport={"width": width, "height": HEIGHTS[width]},
+        viewport={"width": width, "height": HEIGHTS.get(width, 1000)},
         color_scheme=theme,
         reduced_motion="reduce",
         permissions=["clipboard-read", "clipboard-write"],
     )
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(TIMEOUT)
     return context

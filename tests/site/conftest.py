@@ -6,8 +6,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from browsing import SITE, open_context
-from playwright.sync_api import sync_playwright
+from browsing import SITE, TIMEOUT, open_context
+from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing leaves this machine
@@ -32,7 +32,8 @@ def origin():
 @pytest.fixture(scope="session")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        expect.set_options(timeout=TIMEOUT)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=TIMEOUT)
         yield browser
         browser.close()
 
@@ -40,5 +41,5 @@ def browser():
 @pytest.fixture(scope="module")
 def desk(browser):
     """An empty page on a laptop."""
-    with open_context(browser, 1280, "light") as context:
+    with open_context(browser) as context:
         yield context.new_page()

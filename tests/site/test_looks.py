@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import open_context
 
 ROOT = Path(__file__).parents[2]
 BOOK = re.findall(r"\b(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text())
@@ -15,7 +16,7 @@ each_page = pytest.mark.parametrize("name", BOOK)
 
 @pytest.fixture(scope="module")
 def page(browser):
-    with browser.new_context(viewport=DESK, reduced_motion="reduce") as context:
+    with open_context(browser) as context:
         yield context.new_page()
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import open_context
 
 BOOK = re.findall(r"\b(?:root|file): (\S+)", (Path(__file__).parents[2] / "_toc.yml").read_text())
 PAPER = 673  # an A4 page less its margins, in CSS pixels
@@ -40,9 +41,7 @@ BEYOND = """edge => [...document.querySelectorAll("article *")]
 @pytest.fixture(scope="module", params=["light", "dark"])
 def printer(request, browser):
     """An empty page in each theme."""
-    with browser.new_context(
-        viewport={"width": PAPER, "height": 1000}, color_scheme=request.param
-    ) as context:
+    with open_context(browser, PAPER, request.param) as context:
         yield context.new_page()
 
 
@@ -78,7 +77,7 @@ def test_solutions_are_printed(sheet):
 
 
 def test_after_printing_the_page_is_as_before(browser, origin):
-    with browser.new_context(color_scheme="dark") as context:
+    with open_context(browser, theme="dark") as context:
         page = context.new_page()
         page.goto(f"{origin}book/01_lora.html")
         solution = page.locator(".tag_hide-cell details pre").first

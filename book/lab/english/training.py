@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
 
 import minitensorpoly as mtp
 
@@ -61,10 +62,9 @@ def train(
     model.train()
     groups = mtp.parameter_groups(model, lr, router_lr)
     optimizer = torch.optim.Adam(groups, fused=True)
-    warm_up = max(1, steps // 15)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / (steps - warm_up + 1))
-    )
+    for group in groups:  # the schedule goes on behind its first value, 0, at which nothing is learned
+        group["initial_lr"] = group["lr"]
+    schedule = get_linear_schedule_with_warmup(optimizer, max(1, steps // 15), steps + 1, last_epoch=0)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for step in tqdm(range(steps), desc=progress, disable=progress is None):
