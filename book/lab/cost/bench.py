@@ -149,7 +149,7 @@ def make_batch(setting: Setting) -> dict[str, torch.Tensor]:
     else:
         for name, tokens in (("input_ids", setting.tokens), ("labels", setting.new_tokens)):
             batch[name] = torch.randint(2, setting.vocabulary, (setting.rows, tokens))
-    # Ids on the host tell the library how many tasks there are, without waiting for a device.
+    # Ids on the host tell the library whether all rows have one task, without waiting for a device.
     return {name: t if name == "task_ids" else t.to(setting.device) for name, t in batch.items()}
 
 
