@@ -192,7 +192,7 @@ def test_seq2seq_trainer_predicts_with_generate(method, tmp_path):
     assert torch.equal(predicted[:, : written.shape[1]], written)
 
 
-SCRIPT = Path(__file__).parent / "distributed.py"
+SCRIPT = Path(__file__).parent / "launched" / "train_together.py"
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ def test_two_processes_train_like_one(launcher, way, tmp_path):
             f"--main_process_port={port}",
         ],
     }[launcher]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     for arguments, *script in ((["-m", launcher, *two], "two.pt", way), ([], "one.pt", "alone")):
         subprocess.run(
             [sys.executable, *arguments, str(SCRIPT), str(tmp_path / script[0]), script[1]],
             env=environment,
             check=True,
-            timeout=300,
+            timeout=1800,
         )
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == len(METHODS)

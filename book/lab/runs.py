@@ -41,7 +41,9 @@ def execute_all(
             records[futures[future]] = record
             if cache:
                 cache.mkdir(parents=True, exist_ok=True)
-                cache_file(cache, futures[future]).write_text(json.dumps(record))
+                file = cache_file(cache, futures[future])
+                file.with_suffix(".part").write_text(json.dumps(record))
+                file.with_suffix(".part").replace(file)  # whole, or not there
     return [records[run] for run in runs]
 
 

@@ -4,6 +4,9 @@
     python -m lab.publishing.notebook ADDRESS    # and the address that a notebook alone clones the book from
 
 The address is that of the repository that publishes the notebooks; in the sources there is none.
+
+The cell runs where nothing is installed yet, and notebooks are stamped by a Python that has nothing else: so
+nothing is imported here but Python's own modules, and a notebook is read as the JSON that it is.
 """
 
 import importlib.util
