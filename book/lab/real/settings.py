@@ -62,10 +62,14 @@ class Setting:
 
     task_file: str | None = _option(None, "file of your own tasks (see lab.real.task_file)")
     tasks: list[str] | None = _option(
-        None, "training tasks, yours or the book's; default: those of the task file, else the book's twenty"
+        None,
+        "training tasks, yours or the book's; default: those of the task file, or without one "
+        + ", ".join(prompts.TRAIN),
     )
     new_tasks: list[str] | None = _option(
-        None, "tasks of few-shot transfer, perhaps none; default: none with a task file, else the book's ten"
+        None,
+        "tasks of few-shot transfer, perhaps none; default: none with a task file, or without one "
+        + ", ".join(prompts.HELD_OUT),
     )
     data: str | None = _option(None, "folder of the book's data sets (see lab.real.tasks); default: the hub")
     model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
