@@ -235,8 +235,8 @@ def test_help_lists_tasks_and_trainers_arguments(capsys):
         finetune.main(["--help"])
     text = capsys.readouterr().out
     ours, trainers = text.index("options of this project"), text.index("options of transformers.Training")
-    assert ours < text.index("--adapter") < text.index("--few_shot_lr") < trainers
-    assert trainers < text.index("--per_device_train_batch_size")
+    assert ours < text.index("  --adapter ADAPTER") < text.index("  --few_shot_lr") < trainers
+    assert trainers < text.index("  --per_device_train_batch_size")
     assert all(
         name in text for name in (*prompts.TRAIN, *prompts.HELD_OUT, *mtp.METHODS, *methods.EQUAL_SIZE)
     )
@@ -439,8 +439,8 @@ def test_several_gpus_want_several_processes(model, tmp_path, monkeypatch):
             "DoRA",
             "adapter='DoRA' must be one of lora, tlora.*library.*, LoRA, .*TensorPoly-I.*book",
         ),
-        ("n_heads", 4, "n_heads=4: tensorpoly-1 has no n_heads; only mhr have"),
-        ("tensor_rank", 0, "tensor_rank=0 must be at least 1"),
+        ("n_heads", 4, "tensorpoly-1 has no n_heads=4; only mhr have"),
+        ("tensor_rank", 0, "tensor_rank=0 must be an integer of at least 1"),
         ("model", "/no/such", "model='/no/such' does not exist, and is no name on the hub; a folder"),
         ("model", "./none", "model='./none' does not exist, and is no name on the hub; a folder"),
         ("model", str(tasks.FIXTURES), "model=.* is here, but has no config.json; a folder"),
@@ -463,7 +463,7 @@ def test_several_gpus_want_several_processes(model, tmp_path, monkeypatch):
 )
 def test_wrong_arguments_are_named(model, tmp_path, name, value, message):
     with pytest.raises(ValueError, match=message):
-        finetune.prepare(options(model, tmp_path, **{name: value}))
+        finetune.prepare([*options(model, tmp_path), f"--{name}", *([str(value)] if value != [] else [])])
 
 
 def test_a_run_needs_a_folder_and_says_so_without_a_traceback(model, capsys, monkeypatch, tmp_path):

@@ -75,8 +75,6 @@ class TaskModel:
     def save(self, folder: str | Path) -> None:
         """Writes the model, for `load`. The pretrained weights are not in it."""
         folder = Path(folder)
-        for module in self.chooser.head:  # it was trained once, and has to be saved
-            module.requires_grad_(True)
         mtp.save(self.chooser.model, folder)
         self.chooser.tokenizer.save_pretrained(folder)
         task_file.write(folder / "tasks.json", self.tasks)
@@ -239,7 +237,7 @@ class TaskModel:
         if merged:
             mtp.merge(copy.deepcopy(model), task).save_pretrained(folder)
         else:
-            mtp.export_lora(model, task, folder=folder)
+            mtp.export_lora(model, task, folder)
         self.chooser.tokenizer.save_pretrained(folder)
         task_file.write(Path(folder) / "tasks.json", [self.tasks[task]])
 
