@@ -60,7 +60,8 @@ def parse(arguments):
 
 
 def trained(folder):
-    return load_file(folder / "checkpoint-6" / "model.safetensors")
+    read = load_file(folder / "checkpoint-6" / "model.safetensors")
+    return {name: tensor.clone() for name, tensor in read.items()}  # the file is mapped, and may change
 
 
 @pytest.mark.parametrize("adapter", finetune.ADAPTERS)
@@ -254,7 +255,7 @@ def test_transfer_can_be_left_for_later(model, tmp_path):
     first = finetune.main(options(model, tmp_path, transfer=False))
     assert first["few_shot"] == []
     later = finetune.main(options(model, tmp_path))
-    assert later["few_shot"] and later["seconds"] == first["seconds"]  # nothing was trained again
+    assert later["few_shot"] and later["losses"] == first["losses"]  # nothing was trained again
 
 
 def test_what_is_not_transferred_to_is_not_read(model, tmp_path):
@@ -272,6 +273,7 @@ def test_a_finished_run_started_again_is_read(model, tmp_path):
     chooser, first = finetune.multi_task(*parse(options(model, tmp_path, **constant)))
     saved = trained(tmp_path)
     again, second = finetune.multi_task(*parse(options(model, tmp_path, **constant)))
+    assert second.pop("seconds") > 0 and first.pop("seconds") > 0  # of the training, which is over
     assert second == first and len(first["losses"]) == 6
     for name, parameter in chooser.named_parameters():
         assert torch.equal(parameter, dict(again.named_parameters())[name])

@@ -46,6 +46,9 @@ from .trainer import AdapterTrainer, count, learn_briefly, newest_checkpoint
 __all__ = ["ADAPTERS", "FROZEN", "RATES", "Arguments", "Setting", "count", "few_shot", "main", "multi_task"]
 
 
+TRANSFERS = "few_shot.jsonl"
+
+
 def make_chooser(setting: Setting, seed: int) -> Chooser:
     """The pretrained model with its adapter and, if it has one, a trainable head."""
     transformers.set_seed(seed)
@@ -128,7 +131,7 @@ def multi_task(setting: Setting, arguments: Arguments, quiet: bool = False) -> t
 
     Returns:
         The chooser, and a record: parameters, losses, tokens read, seconds, on a GPU bytes of memory at the
-        peak, accuracy of each training task in percent.
+        peak, accuracy of each training task in percent, and on how many rows.
 
     Raises:
         ValueError: the output folder has a checkpoint of another setting.
@@ -153,6 +156,7 @@ def multi_task(setting: Setting, arguments: Arguments, quiet: bool = False) -> t
         record["seconds"] = trainer.clock.seconds
         record["memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     record["train"] = trainer.accuracies()
+    record["rows"] = dict(Counter(test["task"]))
     return chooser, record
 
 
@@ -304,8 +308,9 @@ def baselines(setting: Setting) -> dict[str, dict[str, float]]:
 def table(record: dict) -> str:
     """The accuracies of a record, task by task, beside a guess and the most frequent answer."""
     lines = pandas.DataFrame(record["baselines"]).T
-    trained = pandas.DataFrame({"accuracy": record["train"]}).join(lines)
-    texts = [_with_mean(trained).to_string()]
+    trained = _with_mean(pandas.DataFrame({"accuracy": record["train"]}).join(lines))
+    trained["rows"] = [*record["rows"].values(), sum(record["rows"].values())]
+    texts = [trained.to_string()]
     if record["few_shot"]:
         trials = pandas.DataFrame(record["few_shot"])
         ways = {None: "before", "routing": "routing alone", "all": "everything"}
@@ -340,26 +345,27 @@ def main(arguments: list[str] | None = None) -> dict:
         setting, training, notes = prepare(arguments)
     except (ValueError, TypeError, KeyError, OSError) as error:  # whoever typed it needs no traceback
         _parser().error(error.args[0] if isinstance(error, KeyError) else str(error))
-    folder, first = Path(training.output_dir), training.should_log
-    if first and notes:
-        print(*notes, sep="\n")
+    folder, says = Path(training.output_dir), training.should_log
+    if says:
+        print(*notes, sep="\n", end="\n" * bool(notes))
     chooser, record = multi_task(setting, training)
-    model = TaskModel(
-        chooser, [tasks.placed(setting.find(n), setting.data) for n in setting.tasks], setting.source
-    )
-    if training.should_save and setting.adapter != FROZEN and not training.fsdp:
-        model.save(folder / "model")
-    file = folder / "few_shot.jsonl"
-    record["few_shot"] = (
-        few_shot(chooser, setting, training, file=file) if setting.transfer else read_transfers(file)
-    )
+    served = setting.adapter != FROZEN and not training.fsdp  # which has cut the adapter in pieces
+    if training.should_save and served:
+        trained = [tasks.placed(setting.find(name), setting.data) for name in setting.tasks]
+        TaskModel(chooser, trained, setting.source).save(folder / "model")
+    if setting.transfer:
+        record["few_shot"] = few_shot(chooser, setting, training, file=folder / TRANSFERS)
+    else:
+        record["few_shot"] = read_transfers(folder / TRANSFERS)
     record = {"provenance": provenance("lab.real.finetune"), "setting": dataclasses.asdict(setting), **record}
     record["baselines"] = baselines(setting)
     if training.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(record) + "\n")
-    if first:
-        print(table(record), f"Written to {folder}", sep="\n\n")
+    if says:
+        print("", table(record), "", f"Written to {folder}", sep="\n")
+        if served:
+            print(f"It answers: python -m lab.real predict {folder / 'model'} TEXTS.csv ANSWERS.csv")
     return record
 
 
