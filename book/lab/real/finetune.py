@@ -75,6 +75,12 @@ class Setting:
         None, "implementation of attention, for instance eager; default: automatic"
     )
     dropout: float = _option(0.0, "of the pretrained model, in training")
+    chat: bool | None = _option(
+        None, "put prompts in the chat template of a decoder's tokenizer; default: if it has one"
+    )
+    target_modules: str | None = _option(
+        None, "pattern of the names of the layers that are adapted; default: all linear ones of the blocks"
+    )
     transfer: bool = _option(
         True, "few-shot transfer after training; it copies the model, which FSDP forbids"
     )
@@ -137,10 +143,11 @@ def make_chooser(setting: Setting, seed: int) -> Chooser:
     """The pretrained model with its adapter and, if it has one, a trainable head."""
     transformers.set_seed(seed)
     dtype = DTYPES[setting.dtype]
-    chooser = load_chooser(setting.model, setting.max_length, dtype, setting.attention, setting.dropout)
+    options = setting.max_length, dtype, setting.attention, setting.dropout, setting.chat
+    chooser = load_chooser(setting.model, *options)
     chooser.requires_grad_(False)  # what is not adapted stays as it is
     if setting.adapter != FROZEN:
-        where = {"target_modules": chooser.target_modules}
+        where = {"target_modules": setting.target_modules or chooser.target_modules}
         # A private LoRA has the rank of Poly's skills: there is one for each task, in place of eight.
         sized_as = "Poly" if setting.adapter == methods.PRIVATE else setting.adapter
         rank = methods.equal_rank(chooser.model, sized_as, setting.budget, **where)
