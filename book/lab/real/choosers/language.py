@@ -1,5 +1,7 @@
 """Choosers that are language models: what scores and losses they share, and the encoder-decoder."""
 
+import re
+
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -72,13 +74,13 @@ def chosen(text: str, choices: list[str]) -> int | None:
     >>> chosen("a person or a group", ["a person", "a person or a group"])  # the longest one
     1
     """
-    words = _words(text)
-    begins = [i for i, choice in enumerate(choices) if _words(choice) == words[: len(_words(choice))]]
-    return max(begins, key=lambda i: len(choices[i]), default=None)
+    text, wanted = _words(text), [_words(choice) for choice in choices]
+    begins = [i for i, words in enumerate(wanted) if words and words == text[: len(words)]]
+    return max(begins, key=lambda i: len(wanted[i]), default=None)
 
 
 def _words(text):
-    return "".join(c if c.isalnum() else " " for c in text.casefold()).split()
+    return re.findall(r"\w+", text.casefold())
 
 
 class EncoderDecoderChooser(LanguageChooser):
