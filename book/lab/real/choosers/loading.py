@@ -32,7 +32,7 @@ def load_chooser(
         chat: put the prompts of a decoder in its chat template; None: if it has one.
 
     Raises:
-        ValueError: the weights are not those of such a model, or chat does not fit it.
+        ValueError: it is no such model, weights are missing, or chat does not fit it.
     """
     if dtype is None:
         gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -41,7 +41,7 @@ def load_chooser(
     config = transformers.AutoConfig.from_pretrained(name)
     for option in filter(re.compile("dropout|pdrop").search, config.to_dict()):
         setattr(config, option, dropout)
-    auto, kind = _kind(config)
+    auto, kind = kind_of(config)
     if chat and kind is not DecoderChooser:
         raise ValueError(
             f"chat=True is for decoders alone, and {name} is for a {kind.__name__}; leave chat out"
@@ -53,18 +53,24 @@ def load_chooser(
     of_head = {id(p) for module in chooser.head for p in module.parameters()}
     new = [n for n, p in model.named_parameters() if n in loaded["missing_keys"] and id(p) not in of_head]
     if new:
-        raise ValueError(f"{name}: {', '.join(new)} are not in the checkpoint, and no part of a new head")
+        raise ValueError(f"{name}: {', '.join(new)} is not in the checkpoint, and no part of a new head")
     for module in chooser.head:
         module.float()
     return chooser
 
 
-def _kind(config):
+def kind_of(config: transformers.PretrainedConfig) -> tuple[type, type[Chooser]]:
+    """The class of transformers that loads such a model, and the chooser for it."""
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM, EncoderDecoderChooser
     if type(config) in transformers.MODEL_FOR_MULTIPLE_CHOICE_MAPPING:
         return transformers.AutoModelForMultipleChoice, EncoderChooser
-    return transformers.AutoModelForCausalLM, DecoderChooser
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM, DecoderChooser
+    kind = type(config).__name__
+    raise ValueError(
+        f"a model with {kind} is neither a decoder or encoder-decoder nor an encoder that chooses"
+    )
 
 
 @contextlib.contextmanager
