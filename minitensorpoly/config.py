@@ -1,8 +1,8 @@
 """What an adapter is made of: the six methods as a table, and `AdapterConfig`, validated in one place."""
 
 import dataclasses
-import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
@@ -17,25 +17,23 @@ class Method(NamedTuple):
     n_experts: str | int  # what is mixed: the option that counts the experts, or a number
     n_splits: str | int  # in how many places a task mixes them
     routed: bool  # whether a task has weights of its own for them
-    options: dict  # the options that this method has beyond those of all, with their defaults
+    options: tuple  # the options of an AdapterConfig that not every method has
 
 
-_TENSOR = {"order": 2, "tensor_rank": 8, "normalize": False}
-_ROUTING = {"share_routing": None, "noise_temperature": None}
-_MHR = {"n_skills": 8, "n_heads": 8}
+_TENSOR = ("order", "tensor_rank", "normalize")
 METHODS = {
-    "lora": Method(MatrixFactor, 1, 1, False, {}),
+    "lora": Method(MatrixFactor, 1, 1, False, ()),
     "tlora": Method(TensorFactor, "tensor_rank", 1, False, _TENSOR),
-    "poly": Method(MatrixFactor, "n_skills", 1, True, _ROUTING | {"n_skills": 8}),
-    "mhr": Method(MatrixFactor, "n_skills", "n_heads", True, _ROUTING | _MHR),
-    "tensorpoly-1": Method(TensorFactor, "tensor_rank", 1, True, _ROUTING | _TENSOR),
-    "tensorpoly-2": Method(TensorFactor, "tensor_rank", "order", True, _ROUTING | _TENSOR),
+    "poly": Method(MatrixFactor, "n_skills", 1, True, ("n_skills",)),
+    "mhr": Method(MatrixFactor, "n_skills", "n_heads", True, ("n_skills", "n_heads")),
+    "tensorpoly-1": Method(TensorFactor, "tensor_rank", 1, True, _TENSOR),
+    "tensorpoly-2": Method(TensorFactor, "tensor_rank", "order", True, _TENSOR),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """An adapter's method and sizes. Options that a method does not have must be left at None.
+    """An adapter's method and sizes. Options that a method does not have must be left at their defaults.
 
     Args:
         method: one of `lora`, `tlora`, `poly`, `mhr`, `tensorpoly-1`, `tensorpoly-2`.
@@ -44,17 +42,12 @@ class AdapterConfig:
         rank: r, rank of the update B A.
         alpha: the update is scaled by alpha / rank; None: by 1.
         dropout: probability of dropping an entry of the adapter's input in training.
-        order: N, leaves in a tensor product (tensor methods; default 2).
-        tensor_rank: R, simple tensors in an entangled tensor (tensor methods; default 8).
+        order: N, leaves in a tensor product (tensor methods).
+        tensor_rank: R, simple tensors in an entangled tensor (tensor methods).
         normalize: layer normalisation of pairs of leaves, as in the authors' code, which the
-            paper does not mention (tensor methods; default False).
-        n_skills: K, LoRA modules that are mixed (poly, mhr; default 8).
-        n_heads: H, blocks that are routed on their own (mhr; default 8).
-        share_routing: regular expression with one group, matched against the whole name of each
-            adapted layer; layers for which the group reads the same share their routing.
-            None: each layer routes on its own (routed methods).
-        noise_temperature: temperature of relaxed-Bernoulli noise on the routing in training, as
-            in Poly (Ponti et al. 2023); None: no noise (routed methods).
+            paper does not mention (tensor methods).
+        n_skills: K, LoRA modules that are mixed (poly, mhr).
+        n_heads: H, blocks that are routed on their own (mhr).
 
     Raises:
         ValueError: an argument is out of range, or is not one of the method's options.
@@ -70,38 +63,26 @@ class AdapterConfig:
     rank: int = 16
     alpha: float | None = None
     dropout: float = 0.0
-    order: int | None = None
-    tensor_rank: int | None = None
-    normalize: bool | None = None
-    n_skills: int | None = None
-    n_heads: int | None = None
-    share_routing: str | None = None
-    noise_temperature: float | None = None
+    order: int = 2
+    tensor_rank: int = 8
+    normalize: bool = False
+    n_skills: int = 8
+    n_heads: int = 8
 
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; the methods are {', '.join(METHODS)}")
-        options = METHODS[self.method].options
-        for name in _TENSOR | _MHR | _ROUTING:
-            value, owners = getattr(self, name), [m for m in METHODS if name in METHODS[m].options]
-            if value is not None and self.method not in owners:
-                have = f"only {', '.join(owners)} have"
-                raise ValueError(f"{name}={value!r}: {self.method} has no {name}; {have}")
-            if value is None:
-                object.__setattr__(self, name, options.get(name))
-        counts = [name for name in ("order", "tensor_rank", "n_skills", "n_heads") if name in options]
-        for name in ("n_tasks", "rank", *counts):
-            check_integer(name, getattr(self, name), at_least=1)
-        if "normalize" in options and not isinstance(self.normalize, bool):
-            raise TypeError(f"normalize={self.normalize!r} must be True or False")
-        _check_number("dropout", self.dropout, lambda p: 0 <= p < 1, "at least 0 and below 1")
-        for name in ("alpha", "noise_temperature"):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), lambda number: number > 0, "above 0")
-        _check_pattern("target_modules", self.target_modules)
-        if self.share_routing is not None and _check_pattern("share_routing", self.share_routing).groups != 1:
-            example = r"for instance '(encoder|decoder)\..*'"
-            raise ValueError(f"share_routing={self.share_routing!r} must have exactly one group, {example}")
+        for name, default in [(field.name, field.default) for field in dataclasses.fields(self)]:
+            value, owners = getattr(self, name), [m for m, row in METHODS.items() if name in row.options]
+            if owners and self.method not in owners and value != default:
+                raise ValueError(f"{self.method} has no {name}={value!r}; only {', '.join(owners)} have")
+        for name in ("n_tasks", "rank", "order", "tensor_rank", "n_skills", "n_heads"):
+            check(name, getattr(self, name), int, lambda n: n >= 1, "an integer of at least 1")
+        check("normalize", self.normalize, bool, lambda _: True, "True or False")
+        check("dropout", self.dropout, (int, float), lambda p: 0 <= p < 1, "a number from 0 to below 1")
+        if self.alpha is not None:
+            check("alpha", self.alpha, (int, float), lambda a: 0 < a < float("inf"), "a number above 0")
+        check("target_modules", self.target_modules, str, _compiles, "a regular expression, in a string")
 
     @property
     def scale(self) -> float:
@@ -127,26 +108,16 @@ class AdapterConfig:
         return row.factor(dim, self.rank, n_experts=experts, n_splits=splits, **shape)
 
 
-def check_integer(name: str, value, at_least: int, below: int | None = None) -> None:
-    """Raises TypeError or ValueError, with a sentence, unless at_least <= value < below."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-    if value < at_least or (below is not None and value >= below):
-        limit = f" and below {below}" if below else ""
-        raise ValueError(f"{name}={value} must be at least {at_least}{limit}")
+def check(name: str, value, kind, fits: Callable, in_words: str) -> None:
+    """Raises TypeError or ValueError, with a sentence, unless a value is of a kind and fits."""
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        raise TypeError(f"{name}={value!r} must be {in_words}, not of type {type(value).__name__}")
+    if not fits(value):
+        raise ValueError(f"{name}={value!r} must be {in_words}")
 
 
-def _check_number(name, value, fits, wanted):
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value) or not fits(value):
-        raise ValueError(f"{name}={value} must be {wanted}")
-
-
-def _check_pattern(name, value):
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r} must be a regular expression as a string")
+def _compiles(pattern):
     try:
-        return re.compile(value)
-    except re.error as error:
-        raise ValueError(f"{name}={value!r} is not a regular expression: {error}") from None
+        return bool(re.compile(pattern))
+    except re.error:
+        return False

@@ -1,9 +1,8 @@
 """The two kinds of factor: parameters that become the factor A or B of a task.
 
 A factor of a task is a matrix of shape (rank, dim): LoRA's A with dim = in_features, the transpose
-of LoRA's B with dim = out_features. Every kind of factor has the same three things: `build` (the factor of
-each task, out of the parameter), `fill_` (random entries of a given variance) and `zero_` (entries of
-zero that still learn).
+of LoRA's B with dim = out_features. Every kind of factor has the same three things: its call (the factor of
+each task), `fill_` (random entries of a given variance) and `zero_` (entries of zero that still learn).
 """
 
 import math
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def tensor_product(leaves: Sequence[Tensor] | Tensor, size: int | None = None) -> Tensor:
+def tensor_product(leaves: Sequence[Tensor] | Tensor) -> Tensor:
     """Tensor product of N leaves, flattened, over any leading axes.
 
     Each new leaf is drawn out along a new last axis, which is then folded into the row:
@@ -23,60 +22,23 @@ def tensor_product(leaves: Sequence[Tensor] | Tensor, size: int | None = None) -
 
     Args:
         leaves: N tensors of shape (..., q_1), ..., (..., q_N), with leading axes that broadcast.
-        size: how many of the first entries are wanted; None: all. Others are computed to the end of a leaf.
 
     Returns:
-        Tensor of shape (..., q_1 * ... * q_N), or its first `size` entries; the last leaf varies
-        fastest, as in `torch.kron`.
+        Tensor of shape (..., q_1 * ... * q_N); the last leaf varies fastest, as in `torch.kron`.
     """
     product = leaves[0]
-    for n, leaf in enumerate(leaves[1:], start=1):
-        if size is not None:
-            drawn_out = math.prod([later.shape[-1] for later in leaves[n:]])  # entries that one becomes
-            product = product[..., : math.ceil(size / drawn_out)]
+    for leaf in leaves[1:]:
         product = (product[..., :, None] * leaf[..., None, :]).flatten(-2)
-    return product[..., :size]
+    return product
 
 
 def leaf_size(dim: int, order: int) -> int:
     """The smallest integer q with q**order >= dim (an exact root: 243 at order 5 gives 3)."""
-    q = max(1, round(dim ** (1 / order)) - 1)
-    while q**order < dim:
-        q += 1
-    return q
+    near = round(dim ** (1 / order))
+    return near if near**order >= dim else near + 1
 
 
-def mix(weights: Tensor, experts: Tensor) -> Tensor:
-    """sum_k w[t, s, k] expert[s, k] for every task t and split s.
-
-    Args:
-        weights: (tasks, splits, experts).
-        experts: (splits, experts, ...).
-
-    Returns:
-        (splits, tasks, ...).
-    """
-    return (weights.transpose(0, 1) @ experts.flatten(2)).unflatten(-1, experts.shape[2:])
-
-
-class Factor(nn.Module):
-    """What every kind of factor is: a parameter, and `build`, which makes the factor of a task of it."""
-
-    name: str  # of the parameter
-
-    def forward(self, weights: Tensor | None = None) -> Tensor:
-        """The factor of each task.
-
-        Args:
-            weights: (tasks, splits, experts), or None for a plain sum over the experts.
-
-        Returns:
-            (tasks, rank, dim), or (rank, dim) without weights.
-        """
-        return self.build(getattr(self, self.name), weights)
-
-
-class MatrixFactor(Factor):
+class MatrixFactor(nn.Module):
     """A factor kept as matrices: one for LoRA, one per skill for Poly and MHR.
 
     With weights w[t, h, k] of task t, head h and skill k, block h of a task's factor is
@@ -93,33 +55,30 @@ class MatrixFactor(Factor):
         ValueError: n_splits does not divide dim.
     """
 
-    name = "matrices"
-
     def __init__(self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1):
         super().__init__()
         if dim % n_splits:
-            raise ValueError(f"n_heads={n_splits} must divide the dimension {dim}")
+            raise ValueError(f"n_heads={n_splits} (one block each) must divide the dimension {dim}")
         self.n_splits = n_splits
         self.matrices = nn.Parameter(torch.empty(n_experts, rank, dim))
 
     def fill_(self, variance: float, weight: float) -> None:
         """Draws the matrices so that, mixed with equal weights `weight`, entries have `variance`."""
-        experts = len(self.matrices)
-        _uniform_(self.matrices, math.sqrt(variance / (experts * weight**2)))
+        _uniform_(self.matrices, math.sqrt(variance / (len(self.matrices) * weight**2)))
 
     def zero_(self) -> None:
         """Makes the factor zero for every routing."""
         nn.init.zeros_(self.matrices)
 
-    def build(self, matrices: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Mixes the matrices; shapes as in `forward`."""
+    def forward(self, weights: Tensor | None = None) -> Tensor:
+        """Weights (..., heads, skills), or None for a plain sum -> the factor (..., rank, dim)."""
         if weights is None:
-            return matrices.sum(0)
-        blocks = matrices.unflatten(-1, (self.n_splits, -1)).movedim(-2, 0)  # (splits, experts, rank, block)
-        return mix(weights, blocks).movedim(0, -2).flatten(-2)
+            return self.matrices.sum(0)
+        blocks = self.matrices.unflatten(-1, (self.n_splits, -1))  # (skills, rank, heads, dim / heads)
+        return torch.einsum("...hk,krhp->...rhp", weights, blocks).flatten(-2)
 
 
-class TensorFactor(Factor):
+class TensorFactor(nn.Module):
     """A factor kept as leaves of tensor products (Su et al. 2024).
 
     Each of the `rank` rows of a task's factor is made of leaves, and cut to its first `dim` entries.
@@ -145,8 +104,6 @@ class TensorFactor(Factor):
     torch.Size([3, 2, 1, 8])
     """
 
-    name = "leaves"
-
     def __init__(self, dim: int, rank: int, n_experts: int = 1, n_splits: int = 1, order=2, normalize=False):
         super().__init__()
         if n_splits not in (1, order):
@@ -171,22 +128,20 @@ class TensorFactor(Factor):
         """
         nn.init.zeros_(self.leaves[0])
 
-    def build(self, leaves: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Multiplies the leaves and mixes the products, or mixes the leaves and multiplies them."""
+    def forward(self, weights: Tensor | None = None) -> Tensor:
+        """Weights (..., splits, tensor_rank), or None for a plain sum -> the factor (..., rank, dim)."""
         if self.n_splits > 1:
-            factor = self._product(mix(weights, leaves))
-        elif weights is None:
-            factor = self._product(leaves).sum(0)
-        else:
-            factor = mix(weights, self._product(leaves)[None])[0]
-        return factor[..., : self.dim]
+            return self._product(torch.einsum("...nk,nkrq->n...rq", weights, self.leaves))
+        products = self._product(self.leaves)  # (tensor_rank, rank, dim)
+        if weights is None:
+            return products.sum(0)
+        return torch.einsum("...sk,krd->...rd", weights, products)  # one split: s is 1
 
     def _product(self, leaves: Tensor) -> Tensor:
-        """(order, ..., rank, leaf_size) -> (..., rank, dim and what fills up the last leaf)"""
-        size = math.ceil(self.dim / leaves.shape[-1]) * leaves.shape[-1]
+        """(order, ..., rank, leaf_size) -> (..., rank, dim)"""
         if self.normalize:
             leaves = [_normalized_product(pair) for pair in leaves.split(2)]
-        return tensor_product(leaves, size)
+        return tensor_product(leaves)[..., : self.dim]
 
 
 def _normalized_product(pair: Tensor) -> Tensor:

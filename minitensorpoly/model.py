@@ -1,7 +1,7 @@
-"""What is done to a whole model: adapt, train, inspect, add tasks, save, load, export, merge."""
+"""What is done to a whole model: adapt, train, inspect, check, add tasks, save, load, export, merge."""
 
+import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -12,27 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import AdapterConfig, check_integer
+from .config import AdapterConfig, check
 from .layer import AdaptedLinear, is_transposed, linear_features
-from .routing import Router, TaskContext, read_task_ids
+from .routing import Adaptation, Router
 
 FORMAT_VERSION = 1  # of the files that `save` writes
-
-
-@dataclasses.dataclass
-class Adaptation:
-    """What `adapt` leaves on a model, as `model.adaptation`."""
-
-    config: AdapterConfig
-    context: TaskContext
-    trainable: frozenset  # names of the base parameters that are trainable again without the adapter
+_LOGITS = ".router.logits"  # how the name of routing logits ends
 
 
 def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
     """Adds adapters to a model, in place: freezes it and wraps its matching linear layers.
 
     Afterwards the model computes what it did before, bit for bit, and its call and its `generate`
-    take `task_ids=`: (batch,) integers, the task of each example.
+    take `task_ids=`: (batch,) integers, the task of each example, or one integer for all. Layers must see
+    rows first, as inputs of shape (batch, ...); `check_rows` tells of a model whether they do.
 
     Args:
         model: any module with `nn.Linear` or `Conv1D` layers.
@@ -46,62 +39,41 @@ def adapt(model: nn.Module, config: AdapterConfig) -> nn.Module:
         ValueError: no module matches, a matching module cannot be adapted, the model is adapted
             already, or n_heads divides not every dimension. The model is left as it was.
     """
+    base = getattr(model, "_orig_mod", model)  # of one that torch.compile has wrapped
     if not isinstance(config, AdapterConfig):
         raise TypeError(f"config={config!r} must be an AdapterConfig, not {type(config).__name__}")
-    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
+    if any(isinstance(module, AdaptedLinear) for module in base.modules()):
         raise ValueError("the model is adapted already: merge() a task into it, or take a fresh base model")
-    context, routers, layers = TaskContext(), {None: None}, {}
-    for name, linear in _matching_layers(model, config.target_modules).items():
-        group = _routing_group(name, config)
-        if group not in routers:
-            routers[group] = Router(*config.routing_shape, config.noise_temperature)
+    # A tied weight counts under each of its names: merge() may untie it.
+    trainable = {name for name, p in base.named_parameters(remove_duplicate=False) if p.requires_grad}
+    adaptation, layers, adapted_class = Adaptation(config, trainable), {}, _with_task_ids(type(base))
+    for name, linear in _matching_layers(base, config.target_modules).items():
+        router = Router(*config.routing_shape) if config.routed else None
         try:
-            layer = AdaptedLinear(linear, config, context, routers[group])
+            layers[id(linear)] = AdaptedLinear(linear, adaptation, router, name)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
-        layers[id(linear)] = layer.train(linear.training)
-    model.__class__ = _with_task_ids(type(model))  # the last step that may fail, the first that changes
-    # A tied weight counts under each of its names: merge() may untie it.
-    trainable = frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
-    model.requires_grad_(False)
-    _replace(model, layers)
-    model.adaptation = Adaptation(config, context, trainable)
+    base.requires_grad_(False)
+    _replace(base, layers)
+    base.__class__, base.adaptation = adapted_class, adaptation
     return model
 
 
 def _matching_layers(model, pattern):
     """{name: linear layer} of the modules whose whole name matches."""
-    matches = {name: m for name, m in model.named_modules() if name and re.fullmatch(pattern, name)}
+    modules = dict(model.named_modules())
+    matches = {name: module for name, module in modules.items() if name and re.fullmatch(pattern, name)}
     for name, module in matches.items():
-        parent = model.get_submodule(name.rpartition(".")[0])
+        kind, parent = type(module).__name__, type(modules[name.rpartition(".")[0]])
         if linear_features(module) is None:
-            kind = type(module).__name__
             raise ValueError(f"target_modules={pattern!r} matches {name!r}, a {kind}; only linear layers fit")
-        if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
-            kind = type(parent).__name__
-            raise ValueError(f"layer {name!r}: {kind} uses its weight without calling it, past any adapter")
+        if issubclass(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            raise ValueError(f"layer {name!r}: {parent.__name__} uses its weight without calling it")
     if not matches:
-        nearest = ", ".join(map(repr, _nearest_names(model, pattern))) or "none: it has no linear layers"
-        raise ValueError(f"target_modules={pattern!r} matches no module; the nearest names are {nearest}")
+        linear = [name for name, module in modules.items() if linear_features(module)]
+        ends = ", ".join({name.rpartition(".")[2]: f"'{name}'" for name in linear}.values()) or "none"
+        raise ValueError(f"target_modules={pattern!r} matches no module; linear layers are {ends}")
     return matches
-
-
-def _nearest_names(model, pattern):
-    """Four linear layers whose names end most like a word of the pattern, one for each ending."""
-    linear = {n.rpartition(".")[2]: n for n, m in reversed(list(model.named_modules())) if linear_features(m)}
-    words = re.findall(r"\w+", pattern) or [""]
-    likeness = {end: max(difflib.SequenceMatcher(None, w, end).ratio() for w in words) for end in linear}
-    return [linear[end] for end in sorted(linear, key=likeness.get, reverse=True)[:4]]
-
-
-def _routing_group(name, config):
-    """Which layers share their routing with this one: those of the same group; None: no routing."""
-    if not config.routed:
-        return None
-    match = re.fullmatch(config.share_routing or "(.*)", name)
-    if match is None:
-        raise ValueError(f"share_routing={config.share_routing!r} does not match the adapted layer {name!r}")
-    return match[1] or ""
 
 
 def _replace(model, replacements):
@@ -116,46 +88,105 @@ def _replace(model, replacements):
 def _with_task_ids(base: type) -> type:
     """The class of a model, with task_ids= in its call, and in `generate` where it has one.
 
-    A subclass of the same name, given to the instance, as `torch.distributed.fsdp.fully_shard` does:
-    it survives deepcopy, and shows task_ids in the signature, by which Trainer keeps the column.
+    A subclass of the same name, given to the instance, as `torch.distributed.fsdp.fully_shard` does. The
+    call takes the ids even where an instance has a `forward` of its own, as accelerate gives it one;
+    `forward` shows them in its signature, by which Trainer keeps the column.
     """
 
+    def __call__(self, *args, task_ids=None, **kwargs):
+        return _call(base.__call__, self, task_ids, args, kwargs)
+
     def forward(self, *args, task_ids=None, **kwargs):
+        if task_ids is None:  # or taken by __call__
+            return base.forward(self, *args, **kwargs)
         return _call(base.forward, self, task_ids, args, kwargs)
 
     def generate(self, *args, task_ids=None, **kwargs):
-        return _call(base.generate, self, task_ids, args, kwargs, factors={})
+        return _call(base.generate, self, task_ids, args, kwargs, kept={})
+
+    def save_pretrained(self, folder, *args, **kwargs):
+        base.save_pretrained(self, folder, *args, **kwargs)  # loads as the base: its names are its own
+        save(self, folder)
+
+    def __reduce_ex__(self, protocol):
+        return _empty, (base,), *base.__reduce_ex__(self, protocol)[2:]
 
     signature = inspect.signature(base.forward)
     task_ids = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
     parameters = sorted([*signature.parameters.values(), task_ids], key=lambda p: p.kind)  # **kwargs last
     forward.__signature__ = signature.replace(parameters=parameters)
-    members = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    members |= {"forward": forward} | ({"generate": generate} if hasattr(base, "generate") else {})
-    return type(base.__name__, (base,), members)
+    members = {"__call__": __call__, "forward": forward, "__reduce_ex__": __reduce_ex__}
+    members |= {f.__name__: f for f in (generate, save_pretrained) if hasattr(base, f.__name__)}
+    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(base.__name__, (base,), members | names)
 
 
-def _call(method, model, task_ids, args, kwargs, factors=None):
-    """Calls a method of the base model with the task ids, and perhaps a place for factors, in the context."""
-    config, context = model.adaptation.config, model.adaptation.context
-    if getattr(model, "_is_replica", False):  # its threads would overwrite each other's task ids
-        raise ValueError("nn.DataParallel is not supported: launch with torchrun or accelerate")
-    outer = call = context.call
-    if task_ids is not None:
-        grouped = config.noise_temperature is None or not model.training
-        call = read_task_ids(task_ids, config.n_tasks, (args, kwargs), grouped)
-    if config.routed and call.tasks is None:  # and this is no call from inside `generate`
-        raise ValueError(f"task_ids is missing: {config.method} needs task_ids=..., one id per row")
-    context.call = own = call if factors is None else dataclasses.replace(call, factors=factors)
-    try:
+def _empty(base):
+    """What pickle fills with the attributes of an adapted model."""
+    return object.__new__(_with_task_ids(base))
+
+
+def _call(method, model, ids, args, kwargs, kept=None):
+    """Calls a method of the base model, and tells the layers its task ids."""
+    if not hasattr(model, "adaptation"):  # merged since a wrapper has taken hold of this method
+        return method(model, *args, **kwargs)
+    with model.adaptation.calling(ids, (args, kwargs), kept):
         output = method(model, *args, **kwargs)
-        if task_ids is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            context.restore_in_backward(output)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            model.adaptation.restore_in_backward(output)
         return output
-    finally:
-        context.call = outer
-        if factors is not None:
-            own.factors = None  # whoever still holds this call finds nothing out of date
+
+
+def task_ids(model: nn.Module, ids):
+    """A context in which all calls of a model, its parts and its layers have these task ids.
+
+    For parts that the model's own call does not reach, `with task_ids(model, ids): model.get_encoder()(x)`,
+    and for callers that cannot pass ids on: pipelines, a layer alone.
+
+    Args:
+        model: an adapted model, or one of its adapted layers.
+        ids: (batch,) integers, or one for all rows.
+
+    Raises:
+        TypeError, ValueError: the model is not adapted; ids are not integers from 0 to n_tasks - 1.
+    """
+    return _adapted(model).adaptation.calling(ids)
+
+
+@torch.no_grad()
+def check_rows(model: nn.Module, task_ids, **batch) -> None:
+    """Checks that adapted layers see rows of the batch: turned round, it must turn round their inputs.
+
+    Args:
+        model: an adapted model, in evaluation mode.
+        task_ids: (batch,) task ids.
+        batch: what the model is called with; tensors of as many rows are turned round. Rows must differ.
+
+    Raises:
+        ValueError: an adapted layer, which is named, does not see the batch's rows one after the other. Leave
+            it out of target_modules.
+    """
+    n, ids, seen = len(task_ids), torch.as_tensor(task_ids), []
+    turned = {k: v.flip(0) if isinstance(v, Tensor) and len(v) == n else v for k, v in batch.items()}
+    with contextlib.ExitStack() as hooks:
+        for layer in adapted_layers(model).values():
+            hooks.enter_context(layer.register_forward_pre_hook(lambda m, x: seen.append((m.name, x[0]))))
+        model(**batch, task_ids=ids)
+        model(**turned, task_ids=ids.flip(0))
+    for (name, x), (_, y) in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
+        rounding, fits = torch.finfo(x.dtype).eps ** 0.5 * x.abs().max().item(), x.shape == y.shape
+        if not fits or not torch.allclose(
+            x.unflatten(0, (n, -1)).flip(0), y.unflatten(0, (n, -1)), 0, rounding
+        ):
+            raise ValueError(f"layer {name!r} does not see the rows of the batch one after the other")
+
+
+def _adapted(model):
+    """The adapted model itself, or an adapted layer, not what torch.compile has wrapped round it."""
+    model = getattr(model, "_orig_mod", model)
+    if not hasattr(model, "adaptation"):
+        raise ValueError(f"this {type(model).__name__} is not adapted; call adapt(model, config) first")
+    return model
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -164,19 +195,20 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     Raises:
         ValueError: the model is not adapted.
     """
-    if not hasattr(model, "adaptation"):
-        raise ValueError(f"this {type(model).__name__} is not adapted; call adapt(model, config) first")
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    return {name: m for name, m in _adapted(model).named_modules() if isinstance(m, AdaptedLinear)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of all factors and routers, each once, a shared router under its first name."""
-    prefixes = tuple(f"{name}.{part}." for name in adapted_layers(model) for part in ("A", "B", "router"))
-    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+    """{name: parameter} of all factors and routers, each once."""
+    parts = tuple(f"{name}.{part}." for name in adapted_layers(model) for part in ("A", "B", "router"))
+    return {name: p for name, p in _adapted(model).named_parameters() if name.startswith(parts)}
 
 
-def _routing_logits(model):
-    return [p for name, p in adapter_parameters(model).items() if name.endswith(".router.logits")]
+def _saved_parameters(model):
+    """{name: parameter} of the adapter, and of all else that is or has been trainable beside it."""
+    own, named, adaptation = adapter_parameters(model), _adapted(model).named_parameters, model.adaptation
+    adaptation.trained |= {name for name, p in named() if p.requires_grad and name not in own}
+    return {name: p for name, p in named() if name in adaptation.trained or name in own}
 
 
 def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None) -> list[dict]:
@@ -190,7 +222,7 @@ def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None
     Returns:
         [{"params": ..., "lr": lr}, {"params": ..., "lr": router_lr}], without an empty group.
     """
-    routing = {id(parameter) for parameter in _routing_logits(model)}
+    routing = {id(p) for name, p in adapter_parameters(model).items() if name.endswith(_LOGITS)}
     groups = [{"params": [], "lr": lr}, {"params": [], "lr": lr if router_lr is None else router_lr}]
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -210,12 +242,12 @@ def train_only(model: nn.Module, part: str) -> None:
     """
     if part not in ("routing", "all"):
         raise ValueError(f"part={part!r} must be 'routing' or 'all'")
-    parameters = _routing_logits(model) if part == "routing" else adapter_parameters(model).values()
-    if not parameters:
-        raise ValueError(f"part='routing': {model.adaptation.config.method} has no routing; train 'all'")
-    model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    chosen = {name for name in adapter_parameters(model) if part == "all" or name.endswith(_LOGITS)}
+    if not chosen:
+        raise ValueError(f"part={part!r}: {model.adaptation.config.method} has no routing; train 'all'")
+    _saved_parameters(model)  # a trained head is frozen now, and saved nevertheless
+    for name, parameter in _adapted(model).named_parameters():
+        parameter.requires_grad_(name in chosen)
 
 
 def add_tasks(model: nn.Module, n: int) -> range:
@@ -229,29 +261,32 @@ def add_tasks(model: nn.Module, n: int) -> range:
     Raises:
         TypeError, ValueError: n is not an integer of at least 1.
     """
-    layers, config = adapted_layers(model), model.adaptation.config
-    check_integer("n", n, at_least=1)
-    for router in {layer.router for layer in layers.values()} - {None}:
-        router.add_tasks(n)
-    model.adaptation.config = dataclasses.replace(config, n_tasks=config.n_tasks + n)
-    return range(config.n_tasks, config.n_tasks + n)
+    check("n", n, int, lambda n: n >= 1, "an integer of at least 1")
+    adaptation = _adapted(model).adaptation
+    for router in {layer.router for layer in adapted_layers(model).values()} - {None}:
+        known = router.logits.detach()
+        logits = torch.cat([known, known.mean(0, keepdim=True).expand(n, -1, -1)])
+        router.logits = nn.Parameter(logits, router.logits.requires_grad)
+    first = adaptation.config.n_tasks
+    adaptation.config = dataclasses.replace(adaptation.config, n_tasks=first + n)
+    return range(first, first + n)
 
 
 def routing_weights(model: nn.Module) -> dict[str, Tensor]:
     """{layer name: routing weights (tasks, splits, experts)}; empty for a method without routing."""
-    layers = adapted_layers(model).items()
-    return {name: layer.router.weights.detach() for name, layer in layers if layer.router is not None}
+    return {name: m.router.weights.detach() for name, m in adapted_layers(model).items() if m.router}
 
 
 def save(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Saves the adapter alone: `adapter.safetensors`, and `adapter.json` to read its configuration.
+    """Saves the adapter: `adapter.safetensors`, and `adapter.json` to read its configuration.
 
-    `adapter.safetensors` is complete in itself. It takes the place of an older one in one step, when
-    it is complete, so an interrupted save leaves the old adapter readable.
+    With it goes whatever else is or has been trainable: the head of a classifier. `adapter.safetensors` is
+    complete in itself. It takes the place of an older one in one step, when it is complete, so an
+    interrupted save leaves the old adapter readable.
     """
-    tensors = {name: parameter.detach() for name, parameter in adapter_parameters(model).items()}
-    description = {"format_version": FORMAT_VERSION, "config": dataclasses.asdict(model.adaptation.config)}
-    _write(folder, ("adapter.safetensors", "adapter.json"), tensors, description)
+    parameters, config = _saved_parameters(model), dataclasses.asdict(_adapted(model).adaptation.config)
+    description = {"format_version": FORMAT_VERSION, "config": config}
+    _write(folder, "adapter.safetensors", parameters, "adapter.json", description)
 
 
 def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
@@ -272,85 +307,84 @@ def load(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     from safetensors import SafetensorError, safe_open
 
     file = Path(folder) / "adapter.safetensors"
-    if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist; give the folder that save() wrote")
     try:
         with safe_open(file, "pt") as opened:
-            description = (opened.metadata() or {}).get("description")
+            description = json.loads(opened.metadata()["description"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or not a safetensors file: {error}") from None
-    adapt(model, _read_config(description, file))
-    parameters = adapter_parameters(model)
-    ours, theirs = ({name: list(t.shape) for name, t in d.items()} for d in (parameters, tensors))
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
+        if description["format_version"] > FORMAT_VERSION:
+            raise ValueError(f"its format version is {description['format_version']}, above {FORMAT_VERSION}")
+        options = {name: value for name, value in description["config"].items() if value is not None}
+        adapt(model, AdapterConfig(**options))
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is not an adapter for this model: {error}") from error
+    parameters, needed = dict(_adapted(model).named_parameters()), adapter_parameters(model)
+    for name in needed | tensors:
+        ours, theirs = (list(d[name].shape) if name in d else None for d in (parameters, tensors))
+        if ours != theirs or parameters[name].is_meta:
             _remove_adapter(model)
-            shapes = f"{theirs.get(name)} in the file and {ours.get(name)} in the model"
+            shapes = f"{theirs} in the file, and {ours} in the model (or on the meta device)"
             raise ValueError(f"{file} does not fit the model: the shape of {name} is {shapes}")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in tensors.items():
+            parameters[name].requires_grad_(True).copy_(tensor)
     return model
 
 
-def _read_config(description, file):
-    """The AdapterConfig that `save` wrote, as JSON."""
-    try:
-        description = json.loads(description)
-        version, config = int(description["format_version"]), description["config"]
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{file} is not an adapter that minitensorpoly.save wrote") from None
-    if version > FORMAT_VERSION:
-        raise ValueError(f"{file} has format version {version}; this library reads up to {FORMAT_VERSION}")
-    unknown = set(config) - {field.name for field in dataclasses.fields(AdapterConfig)}
-    if unknown:
-        raise ValueError(f"{file} has options that this library does not know: {', '.join(sorted(unknown))}")
-    return AdapterConfig(**config)
-
-
-def _write(folder, names, tensors, description):
+def _write(folder, file, tensors, json_file, description):
     """Writes a safetensors file and its JSON, each put in place in one step when it is complete."""
     from safetensors.torch import save_file
 
-    files = [Path(folder) / name for name in names]
-    unfinished = [file.with_name(file.name + ".unfinished") for file in files]
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "description": json.dumps(description)}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished[0], metadata)
-    unfinished[1].write_text(json.dumps(description, indent=2) + "\n")
-    for source, target in zip(unfinished, files, strict=True):
-        os.replace(source, target)
+    folder, text = Path(folder), json.dumps(description, indent=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / f"{file}.unfinished", {"format": "pt", "description": text})
+    (folder / f"{json_file}.unfinished").write_text(text + "\n")
+    for name in (file, json_file):
+        os.replace(folder / f"{name}.unfinished", folder / name)
 
 
-def export_lora(model: nn.Module, task: int | None = None, *, folder: str | os.PathLike) -> None:
+# PEFT's names for what a model of transformers is for, by the end of its class's name
+_TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
+_TASK_TYPES |= {"ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS"}
+
+
+def export_lora(model: nn.Module, task: int | None, folder: str | os.PathLike) -> None:
     """Writes one task's adapter as a LoRA that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
         model: an adapted model.
-        task: which task; may be left out for a method without routing.
+        task: which task; None for a method without routing.
         folder: gets `adapter_model.safetensors` and `adapter_config.json`.
 
     Raises:
-        TypeError, ValueError: task is missing, not an integer, or out of range.
+        TypeError, ValueError: task is missing, not an integer, or out of range; or a trained parameter stands
+            where PEFT keeps none.
     """
-    layers, config = adapted_layers(model), model.adaptation.config
+    model, layers = _adapted(model), adapted_layers(model)
+    config, tensors, kind = model.adaptation.config, {}, type(model).__name__
     _check_task(config, task)
-    tensors = {}
     for name, layer in layers.items():
-        A, B = layer.lora(task)
-        prefix = f"base_model.model.{name}"
-        tensors |= {f"{prefix}.lora_A.weight": A, f"{prefix}.lora_B.weight": B}
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = layer.lora(task)
+    trained = _saved_parameters(model).keys() - adapter_parameters(model).keys()
+    heads = sorted({name.rpartition(".")[0] for name in trained})  # or other modules
+    for name in heads:
+        head = model.get_submodule(name)
+        if any(isinstance(module, AdaptedLinear) for module in head.modules()):
+            raise ValueError(f"PEFT cannot keep trained parameters of {name!r} beside an adapter in it")
+        tensors |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
     description = {
         "peft_type": "LORA",
+        "task_type": next((_TASK_TYPES[end] for end in _TASK_TYPES if kind.endswith(end)), None),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
-        "target_modules": config.target_modules,
+        "target_modules": list(layers),
+        "modules_to_save": heads or None,
         "r": config.rank,
         "lora_alpha": config.scale * config.rank,
         "fan_in_fan_out": any(is_transposed(layer.base) for layer in layers.values()),
         "inference_mode": True,
     }
-    _write(folder, ("adapter_model.safetensors", "adapter_config.json"), tensors, description)
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    _write(folder, "adapter_model.safetensors", tensors, "adapter_config.json", description)
 
 
 @torch.no_grad()
@@ -368,34 +402,27 @@ def merge(model: nn.Module, task: int | None = None) -> nn.Module:
         The same model.
 
     Raises:
-        TypeError, ValueError: task is missing, not an integer, or out of range; or a base weight is
-            quantised. The model is left as it was.
+        TypeError, ValueError: task is missing, not an integer, or out of range; or a layer does not compute
+            x Wᵀ + b of a floating-point W that it keeps. The model is left as it was.
     """
-    layers = adapted_layers(model)
-    _check_task(model.adaptation.config, task)
-    for name, layer in layers.items():
-        if not layer.weight.is_floating_point():
-            dtype = layer.weight.dtype
-            raise ValueError(f"layer {name!r}: merge() needs floating-point weights, not {dtype}")
-    for layer in layers.values():
-        A, B = layer.lora(task)
-        update = layer.scale * B @ A  # (out, in)
-        update = update.mT if is_transposed(layer.base) else update
-        layer.base.weight = nn.Parameter((layer.weight + update).to(layer.weight.dtype))
+    _check_task(_adapted(model).adaptation.config, task)
+    weights = {layer: layer.merged_weight(task) for layer in adapted_layers(model).values()}
+    for layer, weight in weights.items():
+        layer.weight = nn.Parameter(weight)
     _remove_adapter(model)
     return model
 
 
 def _check_task(config, task):
     if task is not None:
-        check_integer("task", task, at_least=0, below=config.n_tasks)
+        check("task", task, int, lambda t: 0 <= t < config.n_tasks, f"an id from 0 to {config.n_tasks - 1}")
     elif config.routed:
         raise ValueError(f"task is missing: {config.method} has an update for each task; say which")
 
 
 def _remove_adapter(model):
     """Puts the base layers back, and everything else that `adapt` changed."""
-    trainable = model.adaptation.trainable
+    model, trainable = _adapted(model), model.adaptation.trainable
     _replace(model, {id(layer): layer.base for layer in adapted_layers(model).values()})
     model.__class__ = type(model).__base__
     del model.adaptation

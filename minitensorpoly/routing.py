@@ -1,15 +1,22 @@
 """Routing: from the task of each example to the weights of its experts.
 
-`Router` turns task ids into weights. `TaskContext` carries the ids from the call of the model,
-where the user gives them, to the adapted layers deep inside it.
+`Router` turns task ids into weights. `Adaptation` carries the ids from the call of the model, where the
+user gives them, to the adapted layers deep inside it.
 """
 
+import contextlib
 import dataclasses
-from functools import partial
+import math
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
+
+from .config import AdapterConfig
 
 
 def normalized_sigmoid(logits: Tensor) -> Tensor:
@@ -32,135 +39,140 @@ class Router(nn.Module):
         n_tasks: T.
         n_splits: how many mixtures a task chooses.
         n_experts: how many experts are mixed in each.
-        noise_temperature: in training, draw relaxed-Bernoulli samples at this temperature in place
-            of the sigmoid, a fresh one for each example; None: no noise.
     """
 
-    def __init__(self, n_tasks: int, n_splits: int, n_experts: int, noise_temperature: float | None = None):
+    def __init__(self, n_tasks: int, n_splits: int, n_experts: int):
         super().__init__()
-        self.noise_temperature = noise_temperature
         self.logits = nn.Parameter(torch.empty(n_tasks, n_splits, n_experts).uniform_(-1e-3, 1e-3))
 
     def forward(self, task_ids: Tensor) -> Tensor:
-        """(tasks,) task ids -> (tasks, splits, experts) weights."""
-        logits = self.logits[task_ids]
-        if self.training and self.noise_temperature is not None:
-            # A relaxed Bernoulli sample is a sigmoid of the logits plus logistic noise, over the temperature.
-            uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-            logits = (logits + torch.logit(uniform)) / self.noise_temperature
-        return normalized_sigmoid(logits)
+        """Task ids (batch,) -> weights (batch, splits, experts); one id () -> (splits, experts)."""
+        return normalized_sigmoid(self.logits[task_ids.to(self.logits.device)])
 
     @property
     def weights(self) -> Tensor:
         """(tasks, splits, experts) weights of every task, without noise."""
         return normalized_sigmoid(self.logits)
 
-    def add_tasks(self, n: int) -> None:
-        """Appends n tasks whose logits are the mean over the known ones, which stay as they are."""
-        mean = self.logits.detach().mean(0, keepdim=True).expand(n, -1, -1)
-        self.logits = nn.Parameter(torch.cat([self.logits.detach(), mean]), self.logits.requires_grad)
+
+class Call(NamedTuple):
+    """What the layers know of the call of the model that is in progress."""
+
+    task_ids: Tensor | None = None  # (batch,), or () where all rows have one task
+    shapes: Sequence = ()  # of its inputs, without features
+    kept: dict | None = None  # {(layer, dtype): its A and B}, while `generate` runs
 
 
-@dataclasses.dataclass
-class Call:
-    """What the layers know of the call of the model that is in progress.
-
-    Factors are built for `tasks`. Without an index there is one of them for each example, or a single one
-    for all.
-    """
-
-    tasks: Tensor | None = None  # (tasks,) task ids
-    index: Tensor | None = None  # (batch,) where each example finds its task in `tasks`
-    factors: dict | None = None  # {(layer, dtype): its factors}, while `generate` runs
-
-
-class TaskContext:
-    """The call in progress, shared by a model and all its adapted layers.
-
-    `call` is a plain attribute, set when the model is called and put back when it returns: one thread
-    at a time may call a model. Gradient checkpointing runs layers again in the backward pass, when the
-    call is over; `restore_in_backward` sets that very call again, so several calls may be pending
-    before one `backward`.
-    """
+class _Calls(threading.local):
+    """Each thread has calls of its own."""
 
     def __init__(self):
-        self.call = Call()
+        self.entered = Call()  # the innermost call that has begun and not returned
+        self.restored = None  # the call whose backward pass is running
 
-    def tasks_of(self, n_rows: int) -> tuple[Tensor, Tensor | None]:
-        """Tasks (tasks,) and index (batch,) or None of the call, for a layer that sees so many rows.
+    def __reduce__(self):  # a copied or pickled model is in no call
+        return type(self), ()
 
-        A layer may see a multiple of the batch, each example's rows side by side: beams, several
-        return sequences, the choices of a multiple-choice question, flattened tokens.
+
+@dataclasses.dataclass(eq=False)
+class Adaptation:
+    """What an adapted model and all its adapted layers share; the model has it as `model.adaptation`."""
+
+    config: AdapterConfig
+    trainable: set  # names of the parameters that were trainable before `adapt`
+    trained: set = dataclasses.field(default_factory=set)  # of those beside the adapter that have been since
+    calls: _Calls = dataclasses.field(default_factory=_Calls)
+
+    @property
+    def call(self) -> Call:
+        """The call that is in progress in this thread."""
+        return self.calls.restored or self.calls.entered
+
+    @contextlib.contextmanager
+    def calling(self, task_ids=None, inputs=(), kept: dict | None = None):
+        """Within it, a call with these tasks is in progress.
+
+        Args:
+            task_ids: (batch,) integers, or one for all rows; None: those of the call around this one,
+                whose rows `generate` may have repeated (beams, several return sequences).
+            inputs: all arguments of the call. Their tensors tell which rows a layer may see.
+            kept: an empty dict to keep factors in; None: that of the call around, if the tasks are.
 
         Raises:
-            ValueError: no call with task ids is in progress, or n_rows is no multiple of the batch.
+            TypeError: not integers.
+            ValueError: not one id per row, negative, or n_tasks and above.
         """
-        tasks, index = self.call.tasks, self.call.index
-        if tasks is None:
-            raise ValueError("task_ids is missing: call the adapted model with task_ids=..., one id per row")
-        batch = len(tasks if index is None else index)
-        if n_rows % batch:
-            advice = "leave layers that do not follow the batch out of target_modules"
-            raise ValueError(f"a layer sees {n_rows} rows, no multiple of the {batch} task_ids; {advice}")
-        return tasks, index
+        (ids, _, outer), before = self.call, (self.calls.entered, self.calls.restored)
+        tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()]
+        if task_ids is not None:
+            ids, outer = _read(task_ids, self.config.n_tasks, tensors), None
+        shapes = [t.shape[:-1] if t.is_floating_point() and t.dim() > 1 else t.shape for t in tensors]
+        self.calls.entered, self.calls.restored = Call(ids, shapes, outer if kept is None else kept), None
+        try:
+            yield
+        finally:
+            self.calls.entered, self.calls.restored = before
+
+    def task_ids_of(self, x: Tensor, layer: str) -> Tensor | None:
+        """The task ids of the rows of a layer's input x: (batch,), or () where all rows have one task.
+
+        A layer may see the batch, or leading axes of an input flattened, example by example: the choices
+        of a multiple-choice question, tokens, what `generate` makes of each row.
+
+        Raises:
+            ValueError: no task ids are known and the method needs them, or the rows of x are something else.
+        """
+        ids, shapes, kept = self.call
+        if ids is None and self.config.routed:
+            raise ValueError("task_ids is missing: model(..., task_ids=ids), or `with task_ids(model, ids):`")
+        shapes = [ids.shape, *shapes] if ids is not None and ids.dim() else None  # None: any rows
+        if shapes and not any(_follows(x, shape, ids.shape[0], kept is not None) for shape in shapes):
+            seen = f"{tuple(x.shape)}: give one id per row, and adapt layers that see the batch first"
+            raise ValueError(
+                f"task_ids has {len(ids)} entries, but layer {layer!r} sees inputs of shape {seen}"
+            )
+        return ids
 
     def restore_in_backward(self, output) -> None:
-        """Makes `backward` through any tensor of `output` begin by setting the call in progress again."""
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(partial(self._restore, self.call))
+        """Makes `backward` through any tensor of `output` begin by setting the call in progress again.
 
-    def _restore(self, call, grad):
-        self.call = call
-        torch.autograd.Variable._execution_engine.queue_callback(self._clear)
+        Gradient checkpointing runs layers again in the backward pass, when the call is over.
+        """
 
-    def _clear(self):
-        self.call = Call()
+        def restore(grad, call=self.call):
+            self.calls.restored = call
+            Variable._execution_engine.queue_callback(lambda: setattr(self.calls, "restored", None))
+
+        for tensor in [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]:
+            tensor.register_hook(restore)
 
 
-def read_task_ids(task_ids, n_tasks: int, inputs, grouped: bool = True) -> Call:
-    """Checks the task ids of a call, and finds out how few tasks need factors.
+def _read(task_ids, n_tasks, tensors):
+    """Checked task ids, as int64 beside the tensors; () in place of (batch,) where all are seen to be equal.
 
-    Ids on the host are compared with n_tasks at once, and a task that occurs twice gets its factors
-    once. Ids on a device are not looked at, which would wait for it: they are compared there, by an
-    assertion, and all tasks get factors if they are fewer than the examples.
-
-    Args:
-        task_ids: (batch,) integers, or a sequence of them.
-        n_tasks: T.
-        inputs: the arguments of the call; the first tensor among them tells the batch and the device.
-        grouped: False: factors for each example, even of one task (noise differs between them).
-
-    Returns:
-        The call, with tasks and index as int64 on the device of the inputs.
-
-    Raises:
-        TypeError: not integers.
-        ValueError: not one id per row, negative, or n_tasks and above.
+    Ids on the host are looked at. Ids on a device are not, which would wait for it: they are compared there,
+    by an assertion. Nor are they where a program is recorded, which would keep what it saw.
     """
-    task_ids = torch.as_tensor(task_ids)
-    if task_ids.is_floating_point() or task_ids.is_complex() or task_ids.dtype == torch.bool:
-        raise TypeError(f"task_ids has dtype {task_ids.dtype}; task ids are integers, 0 to {n_tasks - 1}")
-    wanted = "give one task id per row"
-    if task_ids.dim() != 1:
-        raise ValueError(f"task_ids has shape {tuple(task_ids.shape)}; {wanted}, shape (batch,)")
-    batch = len(task_ids)
-    first = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim() > 0), task_ids)
-    if len(first) != batch:
-        raise ValueError(f"task_ids has {batch} entries, but the batch has {len(first)} rows; {wanted}")
-    fits = (task_ids >= 0) & (task_ids < n_tasks)
-    wanted = f"with n_tasks={n_tasks} the ids are 0 to {n_tasks - 1}"
-    on_host = task_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not on_host:
-        torch._assert_async(fits.all(), f"a task id is out of range; {wanted}")
+    ids = task_ids if isinstance(task_ids, Tensor) else torch.as_tensor(task_ids)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"task_ids has dtype {ids.dtype}; task ids are integers, 0 to {n_tasks - 1}")
+    if ids.dim() > 1:
+        raise ValueError(f"task_ids has shape {tuple(ids.shape)}; give one task id per row, shape (batch,)")
+    fits, in_words = (ids >= 0) & (ids < n_tasks), f"with n_tasks={n_tasks} the ids are 0 to {n_tasks - 1}"
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        torch._assert_async(fits.all(), f"a task id is out of range; {in_words}")
     elif not fits.all():
-        raise ValueError(f"task_ids contains {task_ids[~fits][0].item()}; {wanted}")
-    tasks, index = task_ids, None
-    if grouped and on_host:
-        tasks, index = task_ids.unique(return_inverse=True)
-        if len(tasks) in (1, batch):
-            tasks, index = task_ids[: len(tasks)], None
-    elif grouped and n_tasks < batch:
-        tasks, index = torch.arange(n_tasks, device=task_ids.device), task_ids
-    move = partial(Tensor.to, device=first.device, dtype=torch.long, non_blocking=on_host)
-    return Call(move(tasks), None if index is None else move(index))
+        raise ValueError(f"task_ids contains {ids[~fits][0].item()}; {in_words}")
+    elif ids.dim() and (ids == ids[:1]).all():
+        ids = ids[:1].sum()  # of no rows: 0
+    return ids.to(tensors[0].device if tensors else None, torch.long, non_blocking=True)
+
+
+def _follows(x, shape, batch, repeated):
+    """Whether x has the batch's rows, as an input of this shape, or rows of n of its leading axes, flattened.
+
+    Rows of the input may be those of the batch, each repeated some times.
+    """
+    flattened = (math.prod(shape[:n]) for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2)
+    of_batch = shape[0] == batch or (repeated and shape[0] % batch == 0)
+    return of_batch and (x.shape[0] == shape[0] or any(x.shape[0] == rows for rows in flattened))

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import minitensorpoly as mtp
 from common import METHODS, ROUTED, TENSOR, adapted_linear, make_config
@@ -20,19 +19,6 @@ def test_tensor_product_equals_kron(n):
     leaves = [torch.randn(size, dtype=torch.float64) for size in sizes]
     expected = functools.reduce(torch.kron, leaves)
     torch.testing.assert_close(mtp.tensor_product(leaves), expected, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("dim", [1, 7, 64, 65, 500])
-@pytest.mark.parametrize("n", ORDERS)
-def test_first_entries_of_a_tensor_product_cost_no_others(n, dim):
-    size = mtp.leaf_size(dim, n)
-    leaves = torch.randn(n, 2, size, dtype=torch.float64)
-    multiply = {torch.ops.aten.mul: lambda *_, out_shape=None, **__: torch.Size(out_shape).numel()}
-    with FlopCounterMode(display=False, custom_mapping=multiply) as counter:
-        first = mtp.tensor_product(leaves, dim)
-    assert torch.equal(first, mtp.tensor_product(leaves)[..., :dim])
-    # A product of j leaves is computed as far as the whole one needs it, and to the end of a leaf.
-    assert counter.get_total_flops() <= 2 * sum(dim / size**j + size for j in range(n))
 
 
 @pytest.mark.parametrize("n", ORDERS)

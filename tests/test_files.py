@@ -48,19 +48,6 @@ def test_loaded_adapter_equals_the_saved_one_bit_for_bit(method, tmp_path):
     assert json.loads((tmp_path / "adapter.json").read_text())["config"]["method"] == method
 
 
-@pytest.mark.parametrize("method", ROUTED)
-def test_shared_routing_is_saved_once_and_loads(method, tmp_path):
-    model = adapted_t5(method, share_routing="().*")
-    mtp.add_tasks(model, 2)
-    mtp.save(model, tmp_path)
-    saved = safetensors.torch.load_file(tmp_path / "adapter.safetensors")
-    assert sum(name.endswith("logits") for name in saved) == 1
-    loaded = mtp.load(make_t5(), tmp_path)
-    assert torch.equal(outputs(loaded), outputs(model))
-    assert torch.equal(outputs(loaded, 6), outputs(model, 6))
-    assert len({id(layer.router) for layer in mtp.adapted_layers(loaded).values()}) == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("method", METHODS)
 def test_adapter_of_a_base_of_another_dtype_loads(method, dtype, tmp_path):
@@ -75,8 +62,8 @@ def test_adapter_of_a_base_of_another_dtype_loads(method, dtype, tmp_path):
 
 
 def test_saved_options_come_back(tmp_path):
-    options = {"order": 3, "normalize": True, "alpha": 2.0, "dropout": 0.1, "noise_temperature": 0.5}
-    model = adapted_t5("tensorpoly-1", share_routing=r"(encoder|decoder)\..*", **options)
+    options = {"order": 3, "normalize": True, "alpha": 2.0, "dropout": 0.1}
+    model = adapted_t5("tensorpoly-1", **options)
     mtp.save(model, tmp_path)
     loaded = mtp.load(make_t5(), tmp_path)
     assert loaded.adaptation.config == model.adaptation.config
@@ -88,7 +75,7 @@ def test_first_save_that_is_interrupted_leaves_no_adapter(tmp_path, monkeypatch)
         patch.setattr(os, "replace", lambda source, target: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mtp.save(adapted_t5("poly"), tmp_path)
-    with pytest.raises(FileNotFoundError, match="adapter.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match="adapter.safetensors"):
         mtp.load(make_t5(), tmp_path)
     mtp.save(adapted_t5("poly"), tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
@@ -186,9 +173,14 @@ def test_merging_a_tied_weight_leaves_the_embedding_alone(trainable, method):
 
 @pytest.mark.parametrize("method", ROUTED)
 def test_merged_and_exported_task_of_shared_routing(method, tmp_path):
-    model = adapted_t5(method, share_routing="().*", noise_temperature=1.0, dropout=0.5)
+    model = adapted_t5(method, dropout=0.5)
+    layers = list(mtp.adapted_layers(model).values())
+    for layer in layers:
+        layer.router = layers[0].router
+    mtp.add_tasks(model, 1)
+    assert layers[-1].router.logits.shape[0] == 6  # once
     expected = outputs(model, 3)
-    mtp.export_lora(model.train(), task=3, folder=tmp_path)  # in training, yet without noise
+    mtp.export_lora(model.train(), task=3, folder=tmp_path)
     loaded = peft.PeftModel.from_pretrained(make_t5(), tmp_path).eval()
     torch.testing.assert_close(outputs(loaded), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(outputs(mtp.merge(model, task=3).eval()), expected, rtol=1e-3, atol=1e-4)
@@ -227,7 +219,7 @@ def test_exported_and_merged_task_of_conv1d_layers(method, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "tlora"])
 def test_methods_without_routing_need_no_task(method, tmp_path):
     model = adapted_t5(method)
-    mtp.export_lora(model, folder=tmp_path)
+    mtp.export_lora(model, None, tmp_path)
     expected = outputs(model)
     torch.testing.assert_close(outputs(mtp.merge(model)), expected, rtol=1e-3, atol=1e-4)
 
@@ -243,4 +235,4 @@ def test_state_dict_and_deepcopy_give_independent_equals(method):
     randomize(twin, seed=9)
     mtp.add_tasks(twin, 1)
     assert torch.equal(outputs(model), expected) and not torch.equal(outputs(twin), expected)
-    assert twin.adaptation.context is not model.adaptation.context
+    assert twin.adaptation is not model.adaptation

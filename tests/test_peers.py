@@ -7,6 +7,7 @@ from peft.tuners.poly.router import PolyRouter
 
 import minitensorpoly as mtp
 from common import T5_LAYERS, adapted_t5, make_batch, make_config, make_t5, randomize
+from lab import methods
 
 
 def copy_poly(model, other):
@@ -85,7 +86,7 @@ def test_lora_equals_pefts_lora(training):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_noise_draws_from_the_relaxed_bernoulli_distribution(temperature):
-    model = randomize(mtp.adapt(make_t5(), make_config("poly", noise_temperature=temperature)), std=1.0)
+    model = methods.add_noise(randomize(mtp.adapt(make_t5(), make_config("poly")), std=1.0), temperature)
     router = next(iter(mtp.adapted_layers(model).values())).router.train()
     torch.manual_seed(0)
     ids = torch.zeros(20_000, dtype=torch.long)
@@ -102,7 +103,7 @@ def test_noise_draws_from_the_relaxed_bernoulli_distribution(temperature):
 
 @pytest.mark.parametrize("method, heads", [("poly", 1), ("mhr", 4)])
 def test_noise_at_temperature_1_is_distributed_as_pefts(method, heads):
-    model = adapted_t5(method, noise_temperature=1.0)
+    model = methods.add_noise(adapted_t5(method), 1.0)
     config = peft.PolyConfig(r=4, n_tasks=5, n_skills=3, n_splits=heads, target_modules=T5_LAYERS)
     other = peft.get_peft_model(make_t5(), config)
     copy_poly(model, other)

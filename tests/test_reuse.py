@@ -1,4 +1,4 @@
-"""Factors are built for each task, kept while `generate` runs and no longer, and again in `backward`."""
+"""Factors are kept while `generate` runs and no longer; their derivatives are right."""
 
 import copy
 
@@ -9,20 +9,20 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import minitensorpoly as mtp
 from common import METHODS, ROUTED, adapted_linear, adapted_t5, make_batch, make_config, randomize
-from minitensorpoly.factors import Factor
-from minitensorpoly.routing import Router, read_task_ids
+from minitensorpoly.factors import MatrixFactor, TensorFactor
+from minitensorpoly.routing import Router
 
 WRITING = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
 @pytest.fixture
 def built(monkeypatch):
-    """The number of tasks of every factor that is built."""
+    """The shape of the task ids of every mixture that is made."""
     counts, forward = [], Router.forward
 
-    def counted(self, tasks):
-        counts.append(len(tasks))
-        return forward(self, tasks)
+    def counted(self, task_ids):
+        counts.append(task_ids.shape)
+        return forward(self, task_ids)
 
     monkeypatch.setattr(Router, "forward", counted)
     return counts
@@ -31,9 +31,10 @@ def built(monkeypatch):
 @pytest.fixture
 def factors(monkeypatch):
     """Every factor that is built."""
-    made, originals = [], {kind: kind.build for kind in Factor.__subclasses__()}
-    for kind, build in originals.items():
-        monkeypatch.setattr(kind, "build", lambda self, *a, build=build: made.append(self) or build(self, *a))
+    made = []
+    for kind in (MatrixFactor, TensorFactor):
+        forward = kind.forward
+        monkeypatch.setattr(kind, "forward", lambda self, *a, f=forward: made.append(self) or f(self, *a))
     return made
 
 
@@ -142,30 +143,21 @@ def test_a_call_within_a_generation_has_its_own_tasks(method):
         torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize("ids, tasks", [((2, 2, 2, 2), 1), ((3, 0, 3, 1), 3), ((4, 0, 3, 1), 4)])
-def test_factors_are_built_for_each_task_once(ids, tasks, built):
-    adapted_linear("poly")(torch.randn(4, 6, 12, dtype=torch.float64), task_ids=torch.tensor(ids))
-    assert built == [tasks]
+@pytest.mark.parametrize("ids, shape", [([2, 2, 2, 2], ()), ([3, 0, 3, 1], (4,)), (2, ())])
+def test_one_task_for_all_rows_is_mixed_once(ids, shape, built):
+    adapted_linear("poly")(torch.randn(4, 6, 12, dtype=torch.float64), task_ids=ids)
+    assert built == [shape]
 
 
-def test_noise_differs_between_examples_of_one_task(built):
-    config = make_config("poly", "0", noise_temperature=1.0)
-    model = mtp.adapt(nn.Sequential(nn.Linear(12, 20)), config).train()
-    nn.init.normal_(model[0].B.matrices)
-    y = model(torch.ones(4, 12), task_ids=torch.tensor([2, 2, 2, 2]))
-    assert built == [4] and not torch.allclose(y[0], y[1])
-
-
-@pytest.mark.parametrize("rows, tasks", [(8, 5), (5, 5), (3, 3)])
-def test_ids_on_a_device_are_not_looked_at(rows, tasks):
-    call = read_task_ids(torch.zeros(rows, dtype=torch.long, device="meta"), 5, ())
-    assert len(call.tasks) == tasks
-    assert (call.index is None) == (rows == tasks)
+def test_ids_on_a_device_are_not_looked_at():
+    model = adapted_linear("poly").to("meta")  # where a look would fail
+    ids = torch.zeros(3, dtype=torch.long, device="meta")
+    assert model(torch.empty(3, 12, dtype=torch.float64, device="meta"), task_ids=ids).shape == (3, 20)
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 1, 1), (2, 0, 2)])
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_are_those_of_finite_differences(method, ids):
+def test_first_and_second_derivatives_are_those_of_finite_differences(method, ids):
     torch.manual_seed(0)
     model = randomize(adapted_linear(method, alpha=3.0))
     parameters = mtp.adapter_parameters(model)
@@ -177,6 +169,7 @@ def test_gradients_are_those_of_finite_differences(method, ids):
 
     values = [parameter.detach().clone().requires_grad_() for parameter in parameters.values()]
     assert torch.autograd.gradcheck(function, (x, *values), atol=1e-6)
+    assert torch.autograd.gradgradcheck(function, (x, *values), atol=1e-6)
 
 
 @pytest.mark.parametrize("trained", ["routing", "A", "B", "the input alone"])
@@ -200,34 +193,6 @@ def test_only_what_is_trained_gets_a_gradient(method, trained):
         assert (parameter.grad is not None) == (wanted in name)
         if wanted in name:
             torch.testing.assert_close(parameter.grad, expected[name])
-
-
-@pytest.mark.parametrize("method", ROUTED)
-def test_no_factor_is_kept_for_the_backward_pass(method):
-    rows, tokens, rank = 5, 7, 3
-    model = mtp.adapt(nn.Sequential(nn.Linear(64, 80)), make_config(method, "0", rank=rank))
-    x, kept = torch.randn(rows, tokens, 64), {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(x, task_ids=torch.arange(rows))
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    activations = sum(size for place, size in kept.items() if place not in own)
-    routing = sum(p.numel() for name, p in mtp.adapter_parameters(model).items() if name.endswith("logits"))
-    hidden = rows * tokens * rank
-    assert 4 * (x.numel() + hidden) <= activations <= 4 * (x.numel() + hidden + 6 * routing) + 8 * 2 * rows
-
-
-@pytest.mark.parametrize("loss", [torch.sum, lambda y: y.square().sum()])
-def test_a_second_derivative_is_refused(loss):
-    model = adapted_linear("poly")
-    x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
-    y = model(x.tanh(), task_ids=torch.tensor([0, 1, 2]))
-    with pytest.raises(RuntimeError, match="an adapted layer has no second derivative"):
-        torch.autograd.grad(loss(y), x, create_graph=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -301,39 +266,32 @@ def test_what_happens_within_a_generation_does_not_change_it(method):
         generate_and(model, lambda: written.append(model.generate(**other, **WRITING))), expected
     )
     assert torch.equal(written[-1], model.generate(**other, **WRITING)) and len(written) == 6
-    if method not in ROUTED:  # a backward pass ends with no ids set
-        assert torch.equal(generate_and(model, learn), expected)
+    assert torch.equal(generate_and(model, learn), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_left_of_a_generation_that_fails(method):
-    model, held = randomize(adapted_t5(method), std=1.0), []
+    model = randomize(adapted_t5(method), std=1.0)
 
     def fail():
-        held.append(model.adaptation.context.call)
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
         generate_and(model, fail)
-    assert model.adaptation.context.call == mtp.routing.Call()
-    assert held[0].factors is None  # not even for a thread that still holds the call
+    assert model.adaptation.call == mtp.routing.Call()
 
 
 def test_layer_with_rows_that_do_not_follow_the_batch_is_refused_in_a_generation_too():
-    model = adapted_linear("poly")
-    layer, context = model[0], model.adaptation.context
-    context.call = mtp.routing.Call(torch.tensor([0, 1, 2, 3]), factors={})
-    with torch.no_grad():
-        model.eval()
-        layer(torch.randn(4, 1, 12, dtype=torch.float64))
-        with pytest.raises(ValueError, match="a layer sees 6 rows, no multiple of the 4 task_ids"):
-            layer(torch.randn(6, 2, 12, dtype=torch.float64))
+    model = adapted_linear("poly").eval()
+    with torch.no_grad(), model.adaptation.calling([0, 1, 2, 3], kept={}):
+        model[0](torch.randn(4, 1, 12, dtype=torch.float64))
+        with pytest.raises(ValueError, match=r"task_ids has 4 entries, but layer '0' sees .*\(6, 2, 12\)"):
+            model[0](torch.randn(6, 2, 12, dtype=torch.float64))
 
 
 def test_kept_factors_are_those_of_the_dtype():
     model = adapted_linear("poly", dtype=torch.float32).eval()
-    model.adaptation.context.call = mtp.routing.Call(torch.tensor([0, 1]), factors={})
-    with torch.no_grad():
+    with torch.no_grad(), model.adaptation.calling([0, 1], kept={}):
         for dtype in (torch.float32, torch.bfloat16):
             model[0].base.to(dtype)
             assert model[0](torch.randn(2, 12, dtype=dtype)).dtype == dtype

@@ -75,7 +75,7 @@ def test_generation_equals_each_rows_merged_model(method, options):
     if method in ROUTED:  # and the ids matter
         batch["task_ids"] = torch.tensor([1, 3, 0, 3])
         assert not torch.equal(text, model.generate(**batch, **options).unflatten(0, (4, -1)))
-    assert model.adaptation.context.call == mtp.routing.Call()
+    assert model.adaptation.call == mtp.routing.Call()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,7 +114,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, reentrant, orde
         model.enable_input_require_grads()
     for name, gradient in run(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
-    assert model.adaptation.context.call == mtp.routing.Call()
+    assert model.adaptation.call == mtp.routing.Call()
 
 
 def make_dataset(rows=16):
@@ -129,14 +129,15 @@ def trainer_arguments(folder, **options):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trainer_with_its_default_settings_equals_a_loop(method, tmp_path):
+def test_trainer_with_its_default_settings_equals_a_loop(method, tmp_path, monkeypatch):
     data, model, other = make_dataset(), adapted_t5(method), adapted_t5(method)
     trainer = Trainer(model, TrainingArguments(**trainer_arguments(tmp_path)), train_dataset=data)
     assert trainer.args.remove_unused_columns
-    seen = []
+    seen, called = [], type(model).__call__
     trainer.create_optimizer()
-    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    monkeypatch.setattr(type(model), "__call__", lambda self, **kw: seen.append(kw) or called(self, **kw))
     trainer.train()
+    monkeypatch.undo()
     assert all("task_ids" in kwargs for kwargs in seen) and len(seen) == 4
 
     parameters = [p for p in other.parameters() if p.requires_grad]
@@ -346,9 +347,8 @@ class NoSynchronisation(TorchDispatchMode):
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_do_not_wait_for_the_device(method):
     model = adapted_t5(method)
-    model.adaptation.context.call = mtp.routing.Call(make_batch()["task_ids"])
-    layer, x = next(iter(mtp.adapted_layers(model).values())), torch.randn(8, 5, 32)
-    with NoSynchronisation():
+    layer, x = next(iter(mtp.adapted_layers(model).values())), torch.randn(4, 5, 32)
+    with mtp.task_ids(model, make_batch()["task_ids"]), NoSynchronisation():
         layer(x).sum().backward()
     with pytest.raises(AssertionError), NoSynchronisation():
         x.sum().item()

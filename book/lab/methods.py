@@ -59,6 +59,28 @@ def _make_private(model, n_tasks):
         layer.A.fill_(variance=n_tasks / (3 * layer.in_features), weight=1.0)  # each skill alone as a LoRA
 
 
+class NoisyRouter(mtp.routing.Router):
+    """In training, weights from relaxed-Bernoulli samples in place of sigmoids (Ponti et al. 2023).
+
+    A sample is a sigmoid of the logits plus logistic noise, over the temperature: a fresh one for each row
+    of a batch of several tasks.
+    """
+
+    def forward(self, task_ids):
+        if not self.training:
+            return super().forward(task_ids)
+        logits = self.logits[task_ids]
+        uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        return mtp.routing.normalized_sigmoid((logits + torch.logit(uniform)) / self.temperature)
+
+
+def add_noise(model, temperature: float):
+    """Makes the routing of an adapted model noisy in training; returns the same model."""
+    for layer in mtp.adapted_layers(model).values():
+        layer.router.__class__, layer.router.temperature = NoisyRouter, temperature
+    return model
+
+
 def learns_routing(name: str) -> bool:
     """Whether an adapter has routing that is learned."""
     return name != PRIVATE and mtp.METHODS[ADAPTERS[name]["method"]].routed
