@@ -324,9 +324,7 @@ def test_other_layers_can_be_named(tmp_path):
     make = functools.partial(finetune.Setting, model=str(tmp_path), tasks=["rte"], new_tasks=["copa"])
     made = finetune.make_chooser(make(target_modules=r".*\.[qv]_proj"), seed=0)
     assert len(mtp.adapted_layers(made.model)) == 4 and made.target_modules == r".*\.[qv]_proj"
-    nearest = (
-        "target_modules='q_proj' matches no module; the nearest names are 'model.layers.0.self_attn.q_proj'"
-    )
+    nearest = r"target_modules='q_proj' matches no module; .* 'model.layers.\d.self_attn.q_proj'"
     with pytest.raises(ValueError, match=nearest):
         finetune.make_chooser(make(target_modules="q_proj"), seed=0)
     with pytest.raises(ValueError, match="chat=True, but the tokenizer has no chat template"):
