@@ -127,6 +127,15 @@ def test_the_choice_is_the_best_score(kind):
         assert row[best] == max(row)
 
 
+def test_an_encoder_decoder_writes_what_each_prompt_alone_would_get():
+    chooser, examples = adapted_chooser("encoder-decoder", "poly"), make_examples()
+    randomize(chooser.model)
+    for example, text in zip(examples, chooser.generate(examples, max_new_tokens=5), strict=True):
+        prompt = chooser.tokenizer(example["prompt"], return_tensors="pt")["input_ids"]
+        ids = chooser.model.generate(input_ids=prompt, task_ids=[example["task_ids"]], max_new_tokens=5)
+        assert text == chooser.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+
+
 @each_method
 @each_kind
 def test_an_adapted_chooser_starts_as_its_base_and_every_factor_learns(kind, method):
