@@ -46,7 +46,7 @@ class AdaptedLinear(nn.Module):
         self.adaptation, self.name = adaptation, name
         # The adapter stays in float32 beside a bfloat16 base: small steps would be lost in bfloat16.
         dtype = torch.float64 if base.weight.dtype == torch.float64 else torch.float32
-        # accelerate keeps an offloaded weight elsewhere, and computes on this device
+        # The device on which accelerate computes with a weight that it keeps elsewhere.
         device = getattr(getattr(base, "_hf_hook", None), "execution_device", None)
         for part in filter(None, (self.A, self.B, router)):
             part.to(base.weight.device if device is None else device, dtype)
@@ -62,7 +62,7 @@ class AdaptedLinear(nn.Module):
         A, B = self._factors(x, y.dtype)  # (batch, rank, in), (batch, rank, out); one task: without batch
         x = self.dropout(x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
         update = x @ A.mT @ B  # (batch, tokens, out)
-        return y + self.adaptation.config.scale * update.view(y.shape)
+        return y.add(update.view(*y.shape[:-1], B.shape[-1]), alpha=self.adaptation.config.scale)
 
     def _factors(self, x, dtype):
         """A and the transpose of B, of the task of each row of x, or of the one task of all rows."""
@@ -96,10 +96,7 @@ class AdaptedLinear(nn.Module):
             rounding = 8 * torch.finfo(y.dtype).eps * y.abs().max().item()
             plain = torch.allclose(self.base(x), y, rtol=0, atol=rounding)
         if not plain:
-            kind = f"{type(self.base).__name__} with a weight of {self.base.weight.dtype}"
-            raise ValueError(
-                f"layer {self.name!r}, a {kind}, is not x W + b of a floating-point W that it holds"
-            )
+            raise ValueError(f"layer {self.name!r}: {self.base} is not x W + b of a floating-point W")
         A, B = self.lora(task)
         update = self.adaptation.config.scale * B @ A  # (out, in)
         return (W + (update.mT if transposed else update)).to(W.dtype)
@@ -108,3 +105,6 @@ class AdaptedLinear(nn.Module):
         """As of any module, and of the base."""
         self.base.train(mode)
         return super().train(mode)
+
+    def extra_repr(self) -> str:
+        return self.base.extra_repr()

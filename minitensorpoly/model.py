@@ -173,8 +173,7 @@ def check_rows(model: nn.Module, task_ids, **batch) -> None:
             hooks.enter_context(layer.register_forward_pre_hook(lambda m, x: seen.append((m.name, x[0]))))
         model(**batch, task_ids=ids)
         model(**turned, task_ids=ids.flip(0))
-    half = len(seen) // 2
-    for (name, x), (_, y) in zip(seen[:half], seen[half:], strict=True):
+    for (name, x), (_, y) in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
         rounding, fits = torch.finfo(x.dtype).eps ** 0.5 * x.abs().max().item(), x.shape == y.shape
         if not fits or not torch.allclose(
             x.unflatten(0, (n, -1)).flip(0), y.unflatten(0, (n, -1)), 0, rounding
@@ -196,8 +195,7 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     Raises:
         ValueError: the model is not adapted.
     """
-    modules = _adapted(model).named_modules()
-    return {name: module for name, module in modules if isinstance(module, AdaptedLinear)}
+    return {name: m for name, m in _adapted(model).named_modules() if isinstance(m, AdaptedLinear)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -276,8 +274,7 @@ def add_tasks(model: nn.Module, n: int) -> range:
 
 def routing_weights(model: nn.Module) -> dict[str, Tensor]:
     """{layer name: routing weights (tasks, splits, experts)}; empty for a method without routing."""
-    layers = adapted_layers(model).items()
-    return {name: layer.router.weights.detach() for name, layer in layers if layer.router is not None}
+    return {name: m.router.weights.detach() for name, m in adapted_layers(model).items() if m.router}
 
 
 def save(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -408,9 +405,9 @@ def merge(model: nn.Module, task: int | None = None) -> nn.Module:
         TypeError, ValueError: task is missing, not an integer, or out of range; or a layer does not compute
             x Wᵀ + b of a floating-point W that it keeps. The model is left as it was.
     """
-    layers = adapted_layers(model)
     _check_task(_adapted(model).adaptation.config, task)
-    for layer, weight in {layer: layer.merged_weight(task) for layer in layers.values()}.items():
+    weights = {layer: layer.merged_weight(task) for layer in adapted_layers(model).values()}
+    for layer, weight in weights.items():
         layer.weight = nn.Parameter(weight)
     _remove_adapter(model)
     return model

@@ -143,9 +143,8 @@ class Adaptation:
             self.calls.restored = call
             Variable._execution_engine.queue_callback(lambda: setattr(self.calls, "restored", None))
 
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(restore)
+        for tensor in [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]:
+            tensor.register_hook(restore)
 
 
 def _read(task_ids, n_tasks, tensors):
@@ -154,7 +153,7 @@ def _read(task_ids, n_tasks, tensors):
     Ids on the host are looked at. Ids on a device are not, which would wait for it: they are compared there,
     by an assertion. Nor are they where a program is recorded, which would keep what it saw.
     """
-    ids = torch.as_tensor(task_ids)
+    ids = task_ids if isinstance(task_ids, Tensor) else torch.as_tensor(task_ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"task_ids has dtype {ids.dtype}; task ids are integers, 0 to {n_tasks - 1}")
     if ids.dim() > 1:
@@ -174,6 +173,6 @@ def _follows(x, shape, batch, repeated):
 
     Rows of the input may be those of the batch, each repeated some times.
     """
-    flattened = [shape[:n] for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2]
-    rows = x.shape[0] == shape[0] or any(x.shape[0] == math.prod(axes) for axes in flattened)
-    return rows and (shape[0] == batch or (repeated and shape[0] % batch == 0))
+    flattened = (math.prod(shape[:n]) for n in range(2, len(shape) + 1) if x.dim() <= len(shape) - n + 2)
+    of_batch = shape[0] == batch or (repeated and shape[0] % batch == 0)
+    return of_batch and (x.shape[0] == shape[0] or any(x.shape[0] == rows for rows in flattened))

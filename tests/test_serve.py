@@ -19,8 +19,9 @@ from lab.real import finetune, prompts, serve, tables, task_file, tasks
 
 EXAMPLE = Path(serve.__file__).with_name("example")
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-KINDS = ("encoder-decoder", "encoder")
+KINDS = ("decoder", "encoder-decoder", "encoder")
 ALONE = {  # what loads an exported model, by transformers alone
+    "decoder": transformers.AutoModelForCausalLM,
     "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
     "encoder": transformers.AutoModelForMultipleChoice,
 }
@@ -43,6 +44,8 @@ def make_pretrained(kind, folder):
     size = len(tokenizer)
     if kind == "encoder":
         model = transformers.BertModel(transformers.BertConfig(vocab_size=size, **SMALL))
+    elif kind == "decoder":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=size, **SMALL))
     else:
         config = transformers.T5Config(
             vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0

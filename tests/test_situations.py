@@ -10,6 +10,7 @@ import threading
 
 import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from accelerate import Accelerator, cpu_offload
@@ -272,7 +273,6 @@ def test_threads_that_share_a_model_keep_their_tasks_apart(method):
     parameters = list(mtp.adapter_parameters(model).values())
 
     def results(ids):
-        batch["task_ids"]
         with torch.no_grad():
             forward = model(**{**batch, "task_ids": ids}).logits
         written = model.generate(**text, task_ids=ids, **writing)
@@ -286,10 +286,9 @@ def test_threads_that_share_a_model_keep_their_tasks_apart(method):
     expected = [results(ids) for ids in tasks]
 
     def work(n):
-        for _ in range(3):
-            for ours, theirs in zip(results(tasks[n]), expected[n], strict=True):
-                if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
-                    wrong.append(n)
+        for ours, theirs in zip(results(tasks[n]), expected[n], strict=True):
+            if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
+                wrong.append(n)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -360,22 +359,20 @@ def test_a_layer_that_a_merged_weight_does_not_replace_is_refused_before_any_is_
     base[1] = UNUSUAL[name](base[1])
     kept = base[0].weight.clone()
     model = randomize(mtp.adapt(base, make_config("tensorpoly-1", "[01]", tensor_rank=2)))
-    with pytest.raises(ValueError, match="layer '1', a "):
+    with pytest.raises(ValueError, match="layer '1': "):
         mtp.merge(model, 0)
     assert torch.equal(model[0].weight, kept) and len(mtp.adapted_layers(model)) == 2
 
 
-@pytest.mark.parametrize("name", sorted(set(UNUSUAL) - {"float8", "integers"}))
+@pytest.mark.parametrize("name", ["a forward of its own", "spectral_norm"])
 def test_an_unusual_layer_is_exported(name, tmp_path):
     torch.manual_seed(0)
-    base = UNUSUAL[name](nn.Linear(4, 4)).eval()
-    plain = copy.deepcopy(nn.Sequential(base)) if name not in ("weight_norm", "pruned") else None
-    model = randomize(mtp.adapt(nn.Sequential(base), make_config("poly", "0")))
+    base = nn.Sequential(UNUSUAL[name](nn.Linear(4, 4))).eval()
+    model = randomize(mtp.adapt(copy.deepcopy(base), make_config("poly", "0")))
     mtp.export_lora(model, 1, tmp_path)
     x = torch.randn(2, 4)
-    expected = model(x, task_ids=1)
-    if plain is not None:
-        torch.testing.assert_close(peft.PeftModel.from_pretrained(plain, tmp_path).eval()(x), expected)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    torch.testing.assert_close(loaded(x), model(x, task_ids=1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -389,15 +386,22 @@ def test_a_float8_base_gets_an_adapter_of_float32(method):
 # 8. Recorded programs
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are compared once
 @pytest.mark.parametrize("method", METHODS)
 def test_a_trace_with_equal_ids_answers_for_others(method):
-    model, x = adapted_linear(method).eval(), torch.randn(4, 12, dtype=torch.float64)
-    traced = torch.jit.trace(
-        model, example_kwarg_inputs={"input": x, "task_ids": torch.tensor([1, 1, 1, 1])}, check_trace=False
-    )
+    class Positional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = adapted_linear(method).eval()
+
+        def forward(self, x, ids):
+            return self.model(x, task_ids=ids)
+
+    model, x = Positional(), torch.randn(4, 12, dtype=torch.float64)
+    traced = torch.jit.trace(model, (x, torch.tensor([1, 1, 1, 1])))
     ids = torch.tensor([4, 0, 3, 0])
-    torch.testing.assert_close(traced(input=x, task_ids=ids), model(x, task_ids=ids))
+    torch.testing.assert_close(traced(x, ids), model(x, ids))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -471,8 +475,8 @@ def test_a_tied_head_may_be_adapted(method, tmp_path):
 
 def test_resizing_an_adapted_vocabulary_says_what_does_not_fit():
     model = mtp.adapt(make_t5(), make_config("poly", "lm_head"))
-    with pytest.raises((TypeError, RuntimeError, ValueError), match="lm_head|AdaptedLinear|size of tensor"):
-        model.resize_token_embeddings(80)
+    model.resize_token_embeddings(80)
+    with pytest.raises(RuntimeError, match=r"\(80\) must match .* \(64\)"):  # the adapter's outputs are 64
         model(**make_batch())
     rest = mtp.adapt(make_t5(), make_config("poly"))
     rest.resize_token_embeddings(80)
@@ -533,9 +537,7 @@ def test_a_pipeline_extracts_features_of_one_task():
     model = randomize(mtp.adapt(make_bert(), make_config("poly", r".*\.(query|value)")))
     words = {"[UNK]": 0, "[PAD]": 1, "a": 2, "b": 3}
     core = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=transformers.tokenization_utils_tokenizers.Tokenizer(
-            __import__("tokenizers").models.WordLevel(words, unk_token="[UNK]")
-        ),
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]")),
         unk_token="[UNK]",
         pad_token="[PAD]",
     )

@@ -55,7 +55,8 @@ def make_chooser(setting: Setting, seed: int) -> Chooser:
     chooser = load_chooser(**setting.source, dtype=DTYPES[setting.dtype], dropout=setting.dropout)
     chooser.requires_grad_(False)  # what is not adapted stays as it is
     if setting.adapter != FROZEN:
-        shape = {"target_modules": chooser.target_modules} | setting.shape
+        where = setting.target_modules or chooser.target_modules
+        shape = {"target_modules": where} | setting.shape
         if "rank" not in shape:
             # A private LoRA has the rank of Poly's skills: there is one for each task, in place of eight.
             sized_as = "Poly" if setting.adapter == methods.PRIVATE else setting.adapter

@@ -99,6 +99,12 @@ class Setting:
         None, "implementation of attention, for instance eager; default: automatic"
     )
     dropout: float = _option(0.0, "of the pretrained model, in training")
+    chat: bool | None = _option(
+        None, "put prompts in the chat template of a decoder's tokenizer; default: if it has one"
+    )
+    target_modules: str | None = _option(
+        None, "pattern of the names of the layers that are adapted; default: all linear ones of the blocks"
+    )
     transfer: bool = _option(
         True, "few-shot transfer after training; it copies the model, which FSDP forbids"
     )
@@ -153,7 +159,12 @@ class Setting:
     @property
     def source(self) -> dict:
         """What `choosers.load_chooser` has to know to load the same pretrained model again."""
-        return {"name": self.model, "max_length": self.max_length, "attention": self.attention}
+        return {
+            "name": self.model,
+            "max_length": self.max_length,
+            "attention": self.attention,
+            "chat": self.chat,
+        }
 
     @property
     def used(self) -> list[str]:
