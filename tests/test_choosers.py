@@ -1,5 +1,9 @@
 """Choosers score answer choices as the models' own losses do, whatever else is in the batch."""
 
+import copy
+import functools
+import re
+
 import pytest
 import torch
 import transformers
@@ -7,22 +11,28 @@ import transformers
 import minitensorpoly as mtp
 from common import METHODS, enable_checkpointing, make_config, randomize
 from lab.english.backbone import load_backbone
-from lab.real import choosers, prompts, tasks
+from lab.real import choosers, finetune, prompts, tasks
 
 NAMES = ("rte", "copa", "hellaswag", "qasc")  # two, two, four and eight choices
-KINDS = {"encoder-decoder": choosers.EncoderDecoderChooser, "encoder": choosers.EncoderChooser}
+KINDS = {
+    "encoder-decoder": choosers.EncoderDecoderChooser,
+    "encoder": choosers.EncoderChooser,
+    "decoder": choosers.DecoderChooser,  # which has tests of its own
+}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
 def make_chooser(kind, **options):
-    """The embedded T5, or a tiny random BERT with the same tokenizer."""
+    """The embedded T5, or a tiny random BERT or Llama with the same tokenizer."""
     torch.manual_seed(0)
     model, tokenizer = load_backbone(64)
     if kind == "encoder":
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes)
+        config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **SIZES)
         model = transformers.BertForMultipleChoice(config)
+    if kind == "decoder":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(tokenizer), **SIZES))
     return KINDS[kind](model.eval(), tokenizer, **options)
 
 
@@ -117,6 +127,15 @@ def test_the_choice_is_the_best_score(kind):
         assert row[best] == max(row)
 
 
+def test_an_encoder_decoder_writes_what_each_prompt_alone_would_get():
+    chooser, examples = adapted_chooser("encoder-decoder", "poly"), make_examples()
+    randomize(chooser.model)
+    for example, text in zip(examples, chooser.generate(examples, max_new_tokens=5), strict=True):
+        prompt = chooser.tokenizer(example["prompt"], return_tensors="pt")["input_ids"]
+        ids = chooser.model.generate(input_ids=prompt, task_ids=[example["task_ids"]], max_new_tokens=5)
+        assert text == chooser.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+
+
 @each_method
 @each_kind
 def test_an_adapted_chooser_starts_as_its_base_and_every_factor_learns(kind, method):
@@ -172,7 +191,7 @@ def test_a_state_dict_holds_what_is_trainable_and_loads(kind):
         other.load_state_dict(state)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["encoder-decoder", "encoder"])
 def test_long_prompts_are_cut_at_their_end(kind):
     examples = [e | {"prompt": e["prompt"] + " the" * 500} for e in make_examples()]
     batch = make_chooser(kind, max_length=40).collate(examples)
@@ -215,7 +234,8 @@ def test_dropout_is_what_was_asked_for(kind, dropout, tmp_path):
     chooser.tokenizer.save_pretrained(tmp_path)
     loaded = choosers.load_chooser(tmp_path, dropout=dropout, attention="eager").train()
     found = {module.p for module in loaded.modules() if isinstance(module, torch.nn.Dropout)}
-    assert found == {dropout} and loaded.model.config._attn_implementation == "eager"
+    assert found == ({dropout} if kind != "decoder" else set())  # Llama's is a function
+    assert loaded.model.config._attn_implementation == "eager"
     batch = loaded.collate(make_examples())
     with torch.no_grad():
         assert torch.equal(loaded(**batch)["loss"], loaded(**batch)["loss"]) == (dropout == 0)
@@ -226,3 +246,110 @@ def test_every_worded_example_can_be_collated():
     for i, name in enumerate(prompts.TASKS):
         examples = tasks.examples(name, tasks.load(name, "validation", tasks.FIXTURES), i)
         assert torch.isfinite(chooser(**chooser.collate(examples.to_list()))["loss"])
+
+
+# Which layers are adapted
+
+MARIAN = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+MARIAN |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+DEBERTA |= {"share_att_key": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
+FAMILIES = {  # configuration, layers, and ends of their names
+    "BART": (transformers.BartConfig(**MARIAN), 2 * 6 + 2 * 10, "fc1 fc2 k_proj out_proj q_proj v_proj"),
+    "mT5": (
+        transformers.MT5Config(d_model=32, d_ff=48, d_kv=8, num_layers=2, num_heads=4),
+        2 * 7 + 2 * 11,
+        "k o q v wi_0 wi_1 wo",
+    ),
+    "DistilBERT": (
+        transformers.DistilBertConfig(dim=32, hidden_dim=48, n_layers=2, n_heads=4),
+        2 * 6,
+        "k_lin lin1 lin2 out_lin q_lin v_lin",
+    ),
+    "RoBERTa": (transformers.RobertaConfig(**SIZES), 2 * 6, "dense key query value"),
+    "DeBERTa": (transformers.DebertaV2Config(**SIZES, **DEBERTA), 2 * 4, "dense value_proj"),
+    "ModernBERT": (transformers.ModernBertConfig(**SIZES), 2 * 4, "Wi Wo Wqkv"),
+    "GPT-2": (transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4), 2 * 4, "c_attn c_fc c_proj"),
+    "Mixtral": (
+        transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=2),
+        2 * 4,
+        "k_proj o_proj q_proj v_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_adapted_by_default_in_its_blocks_and_mixes_tasks(family, tmp_path):
+    config, layers, ends = FAMILIES[family]
+    _, tokenizer = load_backbone(64)
+    config = copy.deepcopy(config)
+    config.vocab_size, config.decoder_start_token_id, config.pad_token_id = len(tokenizer), 0, 0
+    config.bos_token_id, config.eos_token_id = 1, 1
+    torch.manual_seed(0)
+    auto, kind = choosers.loading.kind_of(config)
+    auto.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    chooser = choosers.load_chooser(tmp_path).eval()
+    assert type(chooser) is kind
+    mtp.adapt(chooser.model, make_config("tensorpoly-1", chooser.target_modules, n_tasks=len(NAMES)))
+    names = list(mtp.adapted_layers(chooser.model))
+    assert len(names) == layers and {name.rpartition(".")[2] for name in names} == {*ends.split()}
+    randomize(chooser.model, std=0.1)
+    examples = make_examples()
+    together = score(chooser, examples)
+    for example, row in zip(examples, together, strict=True):
+        n = len(example["choices"])
+        torch.testing.assert_close(score(chooser, [example])[0, :n], row[:n], rtol=1e-3, atol=1e-4)
+    chooser(**chooser.collate(examples))["loss"].backward()
+    parameters = mtp.adapter_parameters(chooser.model).items()
+    assert not [name for name, p in parameters if p.grad is None or not p.grad.abs().max() > 0]
+
+
+def test_layers_that_see_no_rows_are_not_adapted_unawares():
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48}
+    xlnet = transformers.XLNetForMultipleChoice(transformers.XLNetConfig(**sizes))
+    with pytest.raises(ValueError, match="XLNetForMultipleChoice has no linear layers.*name target_modules"):
+        choosers.linear_layers(xlnet)
+
+
+def test_experts_and_what_chooses_them_are_left_out():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router, self.wi = torch.nn.Linear(4, 2), torch.nn.Linear(4, 4)
+            self.experts = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.ModuleDict({"wi": self.wi})])
+
+    model = torch.nn.Module()
+    model.config = transformers.PretrainedConfig()
+    model.layers, model.head = torch.nn.ModuleList([Block()]), torch.nn.Linear(4, 4)
+    pattern = choosers.linear_layers(model)
+    assert [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)] == ["layers.0.wi"]
+
+
+def test_other_layers_can_be_named(tmp_path):
+    chooser = make_chooser("decoder")
+    chooser.model.save_pretrained(tmp_path)
+    chooser.tokenizer.save_pretrained(tmp_path)
+    make = functools.partial(finetune.Setting, model=str(tmp_path), tasks=["rte"], new_tasks=["copa"])
+    made = finetune.make_chooser(make(target_modules=r".*\.[qv]_proj"), seed=0)
+    assert len(mtp.adapted_layers(made.model)) == 4 and made.target_modules == r".*\.[qv]_proj"
+    nearest = r"target_modules='q_proj' matches no module; .* 'model.layers.\d.self_attn.q_proj'"
+    with pytest.raises(ValueError, match=nearest):
+        finetune.make_chooser(make(target_modules="q_proj"), seed=0)
+    with pytest.raises(ValueError, match="chat=True, but the tokenizer has no chat template"):
+        finetune.make_chooser(make(chat=True), seed=0)
+
+
+def test_what_is_no_such_model_is_refused(tmp_path):
+    chooser = make_chooser("encoder-decoder")
+    chooser.tokenizer.save_pretrained(tmp_path)
+    chooser.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="chat=True is for decoders alone"):
+        choosers.load_chooser(tmp_path, chat=True)
+    transformers.T5EncoderModel(chooser.model.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="T5Config .* neither .* nor"):
+        choosers.load_chooser(tmp_path)
+    config = transformers.LlamaConfig(vocab_size=8, **SIZES)
+    transformers.LlamaModel(config).save_pretrained(tmp_path)  # it would get a random head
+    with pytest.raises(ValueError, match="lm_head.weight is not in the checkpoint"):
+        choosers.load_chooser(tmp_path)

@@ -102,7 +102,7 @@ def test_what_the_notebooks_import_is_needed_or_comes_along():
             if words[:1] in (["import"], ["from"]) and len(words) > 1:
                 imported.add(words[1].partition(".")[0].strip('",'))
     brought = set(sys.stdlib_module_names) | {"torch", "lab", "minitensorpoly", ""}
-    along = {"numpy", "tokenizers", "cycler"}  # with transformers, with matplotlib
+    along = {"numpy", "tokenizers", "yaml", "cycler"}  # with transformers, with matplotlib
     tools = {"nbformat", "nbclient", "psutil"}  # of lab.publishing, which no notebook calls
     words = {name for name in imported - brought - along - tools if importlib.util.find_spec(name)}
     assert words <= set(notebook.NEEDED), words - set(notebook.NEEDED)

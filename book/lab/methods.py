@@ -95,19 +95,21 @@ def count_parameters(model) -> dict[str, int]:
     return counts
 
 
-def equal_rank(model, name: str, budget: int, **changes) -> int:
+def equal_rank(model, name: str, budget: int, target_modules: str = TARGET_MODULES, **changes) -> int:
     """The rank at which an adapter has about as many factors as a LoRA of a given rank.
 
     Args:
         model: the model that would be adapted; it stays as it is.
         name: a key of `EQUAL_SIZE`.
         budget: rank of that LoRA.
-        changes: other options of `AdapterConfig`, `target_modules` for instance.
+        target_modules: which layers are adapted, by both.
+        changes: other options of the adapter, the number of skills for instance.
 
     Returns:
         The nearest rank, 1 at least: the number of factors is proportional to the rank.
     """
+    where = {"target_modules": target_modules}
     empty = copy.deepcopy(model).to("meta")  # shapes without numbers
-    lora = count_parameters(adapt(copy.deepcopy(empty), "LoRA", 1, **changes, rank=budget))["factors"]
-    one = count_parameters(adapt(empty, name, 1, **changes, rank=1))["factors"]
+    lora = count_parameters(adapt(copy.deepcopy(empty), "LoRA", 1, **where, rank=budget))["factors"]
+    one = count_parameters(adapt(empty, name, 1, **where, **changes, rank=1))["factors"]
     return max(1, round(lora / one))

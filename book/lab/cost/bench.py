@@ -34,14 +34,13 @@ from transformers import T5Config, T5ForConditionalGeneration
 import minitensorpoly as mtp
 
 from ..methods import EQUAL_SIZE
-from ..real.choosers import EncoderDecoderChooser
 from ..real.plans import T5_SIZES
 from ..records import RESULTS, provenance
 
 REFERENCE = "PEFT LoRA"
 CONTROL = "PEFT LoRA again"  # a second copy: how far apart two equal contenders come out
 OURS = {name: options["method"] for name, options in EQUAL_SIZE.items()}  # all with the same rank here
-TARGET_MODULES = rf"\d+|{EncoderDecoderChooser.target_modules}"  # every layer of a stack, or of a T5's blocks
+TARGET_MODULES = r"\d+|.*\.(q|k|v|o|wi|wi_0|wi_1|wo)"  # every layer of a stack, or of a T5's blocks
 
 
 @dataclasses.dataclass(frozen=True)

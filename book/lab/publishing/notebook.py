@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 BOOK = Path(__file__).parents[2]
-NEEDED = "safetensors transformers accelerate datasets pandas scipy matplotlib tqdm peft".split()
+NEEDED = "safetensors transformers accelerate datasets pandas scipy matplotlib tqdm peft jsonschema".split()
 CELL = """\
 # @title Set up
 import os

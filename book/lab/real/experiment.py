@@ -166,7 +166,7 @@ def execute(run: Run, checkpoints: Path) -> dict:
         few_shot_seeds=[*run.few_shot_seeds],
         **dict(run.setting),
     )
-    chooser, record = finetune.multi_task(setting, arguments)
+    chooser, record = finetune.multi_task(setting, arguments, quiet=True)
     record = {"adapter": run.adapter, "seed": run.seed, "lr": run.lr} | record
     record["few_shot"] = finetune.few_shot(chooser, setting, arguments)
     for part, lr in run.few_shot:

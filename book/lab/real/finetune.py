@@ -1,163 +1,109 @@
-"""Fine-tunes a pretrained model on many real tasks, then transfers it to held-out tasks from few examples.
+"""Fine-tunes a pretrained model on many tasks, yours or the book's, then transfers it to new ones.
 
-    python -m lab.real.finetune --output_dir runs/first            # from the folder `book`; --help lists all
-    python -m lab.real.finetune --output_dir runs/second --adapter Poly --lr 0.003 --max_steps 500
-    torchrun --nproc-per-node 2 -m lab.real.finetune --output_dir runs/third      # or: accelerate launch -m …
+    python -m lab.real.finetune --output_dir runs/first            # from the folder `book`
+    python -m lab.real.finetune --output_dir runs/mine --task_file lab/real/example/tasks.json
+    python -m lab.real.finetune --output_dir runs/second --adapter poly --n_skills 4 --lr 0.003
+    torchrun --nproc-per-node 2 -m lab.real.finetune --output_dir runs/third
+    accelerate launch --multi_gpu -m lab.real.finetune --output_dir runs/fourth
+    python -m lab.real.finetune --output_dir runs/fifth --report_to tensorboard     # or wandb
 
-It goes on where it was when it is started again with the same output_dir. What came out is written to
-OUTPUT_DIR/result.json. Most arguments of `transformers.TrainingArguments` are accepted as well.
+Started again with the same output_dir, it goes on where it was. What comes out, in OUTPUT_DIR:
+
+    model/           the adapter, the tasks and the tokenizer: what `python -m lab.real predict` reads
+    result.json      what was measured
+    few_shot.jsonl   transfers, as they end
+    checkpoint-…/    where training goes on
+
+TensorBoard and Weights & Biases are programs of their own: pip install tensorboard, or wandb. The first
+writes to OUTPUT_DIR/runs, or where TENSORBOARD_LOGGING_DIR says; the second asks for a key, and
+WANDB_MODE=offline keeps it on this machine.
 """
 
 import copy
 import dataclasses
-import functools
+import hashlib
 import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import pandas
 import torch
 import transformers
 from tqdm import tqdm
-from transformers.trainer_utils import get_last_checkpoint
 
 import minitensorpoly as mtp
 
 from .. import methods
 from ..records import provenance
-from . import prompts, tasks
+from . import tasks
 from .choosers import Chooser, load_chooser
-from .tasks import FEW_SHOT_SEEDS
+from .serve import TaskModel
+from .settings import ADAPTERS, DTYPES, FROZEN, RATES, Arguments, Setting, make_parser
+from .trainer import AdapterTrainer, count, learn_briefly, newest_checkpoint
 
-FROZEN = "frozen"  # no adapter: an encoder still trains its head, an encoder-decoder nothing
-ADAPTERS = (*methods.EQUAL_SIZE, methods.PRIVATE, FROZEN)
-# Learning rates that the search of `lab.real.experiment` chose for MiniLM.
-RATES = {
-    "LoRA": 1e-3,
-    "TLoRA": 3e-3,
-    "Poly": 3e-3,
-    "MHR": 3e-3,
-    "TensorPoly-I": 1e-2,
-    "TensorPoly-II": 1e-2,
-    methods.PRIVATE: 3e-3,
-    FROZEN: 1e-2,
-}
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["ADAPTERS", "FROZEN", "RATES", "Arguments", "Setting", "count", "few_shot", "main", "multi_task"]
 
 
-def _option(default, help):
-    kind = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return dataclasses.field(**kind, metadata={"help": help})
-
-
-@dataclasses.dataclass
-class Setting:
-    """What is fine-tuned, how, and on which tasks."""
-
-    model: str = _option("google/flan-t5-small", "pretrained model: on the hub, or a local folder")
-    adapter: str = _option("TensorPoly-I", f"one of {', '.join(ADAPTERS)}")
-    budget: int = _option(16, "rank of a LoRA with as many factors; private adapters get an eighth each")
-    lr: float | None = _option(None, "learning rate of factors, or of a head alone; default: the adapter's")
-    router_lr: float = _option(0.1, "learning rate of routing logits")
-    head_lr: float = _option(3e-3, "learning rate of an encoder's head, beside any adapter")
-    data: str | None = _option(None, "folder of data sets (see lab.real.tasks); default: the hub")
-    tasks: list[str] = _option([*prompts.TRAIN], "training tasks")
-    new_tasks: list[str] = _option([*prompts.HELD_OUT], "tasks of few-shot transfer")
-    rows: int = _option(2000, "examples of a training task, at most")
-    test_rows: int = _option(200, "examples of a task that are evaluated, at most")
-    most_choices: int = _option(4, "choices of a training example, at most; evaluation has all")
-    max_length: int = _option(
-        128, "tokens of a prompt, at most; for an encoder, of prompt and choice together"
-    )
-    dtype: str = _option("auto", "of the pretrained model: auto (bfloat16 on a GPU), float32, bfloat16")
-    attention: str | None = _option(
-        None, "implementation of attention, for instance eager; default: automatic"
-    )
-    dropout: float = _option(0.0, "of the pretrained model, in training")
-    transfer: bool = _option(
-        True, "few-shot transfer after training; it copies the model, which FSDP forbids"
-    )
-    parts: list[str] = _option(["routing", "all"], "what few-shot transfer trains")
-    few_shot_seeds: list[int] = _option([*FEW_SHOT_SEEDS], "seeds of the few-shot sets")
-    few_shot_steps: int = _option(50, "steps of few-shot transfer")
-    few_shot_lr: float = _option(1e-3, "learning rate of few-shot transfer by everything, routing apart")
-    few_shot_router_lr: float = _option(0.1, "learning rate of few-shot transfer by routing alone")
-
-    def __post_init__(self):
-        if self.adapter not in ADAPTERS:
-            raise ValueError(f"adapter={self.adapter!r} must be one of {', '.join(ADAPTERS)}")
-        self.lr = RATES[self.adapter] if self.lr is None else self.lr
-        for name in [*self.tasks, *self.new_tasks]:
-            tasks.find(name)
-        if repeated := [name for name, n in Counter([*self.tasks, *self.new_tasks]).items() if n > 1]:
-            raise ValueError(f"tasks and new_tasks name {', '.join(repeated)} more than once")
-        for name in ("budget", "rows", "test_rows", "max_length", "few_shot_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if unknown := {*self.parts} - {"routing", "all"}:
-            raise ValueError(f"parts={self.parts} must be some of routing, all; not {', '.join(unknown)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
-        if self.most_choices < 2:
-            raise ValueError(f"most_choices={self.most_choices} must be at least 2: a right and a wrong one")
-
-
-@dataclasses.dataclass
-class Arguments(transformers.TrainingArguments):
-    """TrainingArguments with defaults for this task."""
-
-    max_steps: int = 1000
-    per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 32
-    warmup_steps: float = 0.06  # a share of all steps
-    lr_scheduler_type: str = "linear"
-    logging_steps: float = 20
-    save_steps: float = 200
-    save_total_limit: int = 1
-    report_to: str = "none"
-    dataloader_pin_memory: bool = torch.cuda.is_available()
-    remove_unused_columns: bool = False  # the collator needs the texts
-    include_num_input_tokens_seen: str = "non_padding"
-    label_names: list[str] = dataclasses.field(default_factory=lambda: ["labels", "task_ids"])
-
-    def __post_init__(self):
-        instead = {"learning_rate": "lr, router_lr and head_lr", "num_train_epochs": "max_steps"}
-        for name, other in instead.items():
-            if getattr(self, name) != transformers.TrainingArguments.__dataclass_fields__[name].default:
-                raise ValueError(f"{name}={getattr(self, name)} has no effect here; give {other}")
-        if self.fp16:
-            raise ValueError("fp16=True: T5 overflows in float16; the model's dtype is bfloat16 or float32")
-        super().__post_init__()
-        if self.n_gpu > 1:
-            raise ValueError(f"one process for {self.n_gpu} GPUs: launch with torchrun or accelerate")
+TRANSFERS = "few_shot.jsonl"
 
 
 def make_chooser(setting: Setting, seed: int) -> Chooser:
     """The pretrained model with its adapter and, if it has one, a trainable head."""
     transformers.set_seed(seed)
-    dtype = DTYPES[setting.dtype]
-    chooser = load_chooser(setting.model, setting.max_length, dtype, setting.attention, setting.dropout)
+    chooser = load_chooser(**setting.source, dtype=DTYPES[setting.dtype], dropout=setting.dropout)
     chooser.requires_grad_(False)  # what is not adapted stays as it is
     if setting.adapter != FROZEN:
-        where = {"target_modules": chooser.target_modules}
-        # A private LoRA has the rank of Poly's skills: there is one for each task, in place of eight.
-        sized_as = "Poly" if setting.adapter == methods.PRIVATE else setting.adapter
-        rank = methods.equal_rank(chooser.model, sized_as, setting.budget, **where)
-        methods.adapt(chooser.model, setting.adapter, len(setting.tasks), **where, rank=rank)
+        where = setting.target_modules or chooser.target_modules
+        shape = {"target_modules": where} | setting.shape
+        if "rank" not in shape:
+            # A private LoRA has the rank of Poly's skills: there is one for each task, in place of eight.
+            sized_as = "Poly" if setting.adapter == methods.PRIVATE else setting.adapter
+            shape["rank"] = methods.equal_rank(chooser.model, sized_as, setting.budget, **shape)
+        methods.adapt(chooser.model, setting.adapter, len(setting.tasks), **shape)
     for module in chooser.head:
         module.requires_grad_(True)
     return chooser
 
 
-def word_all(setting: Setting) -> None:
-    """Words every row that will be needed, so that a fault in the data is found before any training."""
-    for name in setting.tasks:
-        _examples(name, 0, setting, "train", setting.rows)
-    for name in [*setting.tasks, *setting.new_tasks]:
-        _examples(name, 0, setting, "validation", setting.test_rows)
-    for name, seed in itertools.product(setting.new_tasks, setting.few_shot_seeds):
-        tasks.examples(name, tasks.load_few_shot(name, seed, setting.data), 0)
+def word_all(setting: Setting) -> list[str]:
+    """Words every row that will be needed, so that a fault in the data is found before any training.
+
+    Returns:
+        What a reader should know of the data of each task: sentences.
+    """
+    notes = []
+    for name in setting.used:
+        test = _examples(name, 0, setting, "validation", setting.test_rows)
+        if name in setting.tasks:
+            train = _examples(name, 0, setting, "train", setting.rows)
+            notes += [f"{name}: {note}" for note in _notes(setting, name, train, test)]
+        else:
+            for seed in setting.few_shot_seeds:
+                task = setting.find(name)
+                tasks.examples(task, tasks.load_few_shot(task, seed, setting.data), 0)
+    return notes
+
+
+def _notes(setting, name, train, test):
+    task, found = setting.find(name), []
+    every = len(tasks.load(task, "train", setting.data))
+    if task.splits[1] is None:
+        found.append(f"no validation rows are given, so {len(test)} of the training rows are held out")
+    if len(train) < every:
+        found.append(f"{len(train)} of {every} training rows are used; --rows takes more")
+    answers, tested = ([e["choices"][e["label"]] for e in of] for of in (train, test))
+    if all(
+        list(choices) == test["choices"][0] for choices in test["choices"]
+    ):  # they are the same in all rows
+        if never := [choice for choice in test["choices"][0] if choice not in answers]:
+            found.append(f"no training row has the answer {', '.join(map(repr, never))}")
+        if len({*tested}) == 1:
+            found.append(f"every validation row has the answer {tested[0]!r}: their accuracy says little")
+    if both := len({*test["prompt"]} & {*train["prompt"]}):
+        found.append(f"{both} validation prompts are among the training rows too")
+    return found
 
 
 def mixture(setting: Setting, seed: int) -> datasets.Dataset:
@@ -169,129 +115,95 @@ def mixture(setting: Setting, seed: int) -> datasets.Dataset:
 
 def _examples(name, task_id, setting, split, rows):
     """Examples of one task: in training with all its prompts, otherwise with the first."""
-    found = tasks.load(name, split, setting.data)
-    found = found.add_column("row", list(range(len(found))))  # where it was, for messages
+    task = setting.find(name)
+    found = tasks.numbered(tasks.load(task, split, setting.data))
     found = found.shuffle(seed=0).select(range(min(rows, len(found))))
     if split == "train":
-        return tasks.examples(name, found, task_id, most_choices=setting.most_choices)
-    return tasks.examples(name, found, task_id, prompts=1)
+        return tasks.examples(task, found, task_id, most_choices=setting.most_choices)
+    return tasks.examples(task, found, task_id, prompts=1)
 
 
-def accuracy_by_task(evaluated: transformers.EvalPrediction, names: dict[int, str]) -> dict[str, float]:
-    """Metrics for `Trainer`: accuracy (%) of every task, and their mean; names are those of the ids."""
-    labels, task_ids = evaluated.label_ids
-    right = 100 * (evaluated.predictions == labels)
-    accuracy = {name: float(right[task_ids == i].mean()) for i, name in names.items()}
-    return {"accuracy": sum(accuracy.values()) / len(accuracy), **accuracy}
-
-
-class AdapterTrainer(transformers.Trainer):
-    """A Trainer whose factors, routing and head learn at rates of their own, with an accuracy for each task.
+def multi_task(setting: Setting, arguments: Arguments, quiet: bool = False) -> tuple[Chooser, dict]:
+    """Trains an adapter on all training tasks; goes on from the newest checkpoint in the output folder.
 
     Args:
-        chooser: what is trained and evaluated.
-        arguments: of Trainer.
-        rates: learning rates of factors (of the head, where there is no adapter), routing and head.
-        names: {task id: name}.
-        train, test: data sets of `tasks.examples`.
-    """
-
-    def __init__(self, chooser: Chooser, arguments, rates, names: dict[int, str], train=None, test=None):
-        self.rates = rates
-        super().__init__(
-            chooser,
-            arguments,
-            data_collator=chooser.collate,
-            train_dataset=train,
-            eval_dataset=test,
-            compute_metrics=functools.partial(accuracy_by_task, names=names),
-        )
-        if arguments.disable_tqdm:  # who wants no bar wants no lines in its place
-            self.remove_callback(transformers.PrinterCallback)
-
-    def create_optimizer(self, model=None):
-        """AdamW, made when Trainer wants it: after FSDP, if it is used, has cut the parameters."""
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(parameter_groups(self.model, *self.rates), weight_decay=0.0)
-        return self.optimizer
-
-
-def parameter_groups(chooser: Chooser, lr: float, router_lr: float, head_lr: float) -> list[dict]:
-    """Groups for an optimizer: factors, routing and head, or a head alone; none is empty."""
-    head = [p for module in chooser.head for p in module.parameters() if p.requires_grad]
-    if not hasattr(chooser.model, "adaptation"):
-        return [{"params": head, "lr": lr}]
-    of_head, groups = {id(p) for p in head}, mtp.parameter_groups(chooser.model, lr, router_lr)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in of_head]
-    return [group for group in [*groups, {"params": head, "lr": head_lr}] if group["params"]]
-
-
-def multi_task(setting: Setting, arguments: Arguments) -> tuple[Chooser, dict]:
-    """Trains an adapter on all training tasks; goes on from the last checkpoint in the output folder.
+        setting, arguments: what and how.
+        quiet: print nothing.
 
     Returns:
-        The chooser, and a record: parameters, losses, tokens read, accuracy of each training task in percent;
-        if the training was not interrupted seconds; on a GPU bytes of memory at the peak.
+        The chooser, and a record: parameters, losses, tokens read, seconds, on a GPU bytes of memory at the
+        peak, accuracy of each training task in percent, and on how many rows.
 
     Raises:
         ValueError: the output folder has a checkpoint of another setting.
     """
-    folder = Path(arguments.output_dir)
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
-    _check_setting(folder, setting, arguments, resumed=last is not None)
+    last, faults = newest_checkpoint(Path(arguments.output_dir))
+    if arguments.should_log and not quiet:
+        print(*faults, sep="\n", end="\n" * bool(faults))
+    _check_setting(setting, arguments, resumed=last is not None)
     chooser = make_chooser(setting, arguments.seed)
     ids = dict(enumerate(setting.tasks))
     test = [_examples(name, i, setting, "validation", setting.test_rows) for i, name in ids.items()]
     test = datasets.concatenate_datasets(test)
     rates = setting.lr, setting.router_lr, setting.head_lr
-    trainer = AdapterTrainer(chooser, arguments, rates, ids, mixture(setting, arguments.seed), test)
+    trainer = AdapterTrainer(chooser, arguments, rates, ids, mixture(setting, arguments.seed), test, quiet)
     record = {"parameters": count(chooser)}
     if sum(record["parameters"].values()):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        trained = trainer.train(resume_from_checkpoint=last).metrics
+        trainer.train_or_read(last)
         record["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         record["tokens"] = trainer.state.num_input_tokens_seen
-        record["seconds"] = trained["train_runtime"] if last is None else None
+        record["seconds"] = trainer.clock.seconds
         record["memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    measured = trainer.evaluate()
-    record["train"] = {name: measured[f"eval_{name}"] for name in setting.tasks}
+    record["train"] = trainer.accuracies()
+    record["rows"] = dict(Counter(test["task"]))
     return chooser, record
 
 
-def _check_setting(folder, setting, arguments, resumed):
+# Arguments of Trainer that a training depends on.
+_OF_TRAINING = """
+seed data_seed max_steps per_device_train_batch_size gradient_accumulation_steps max_grad_norm
+optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon lr_scheduler_type warmup_steps
+""".split()
+
+
+def _check_setting(setting, arguments, resumed):
     """Keeps the setting beside the checkpoints; raises ValueError if a training goes on with another."""
     of_transfer = {f.name for f in dataclasses.fields(Setting) if f.name.startswith("few_shot")}
     now = {
         name: value
         for name, value in dataclasses.asdict(setting).items()
-        if name not in of_transfer | {"new_tasks", "parts", "transfer"}
+        if name not in of_transfer | {"new_tasks", "parts", "transfer", "task_file"}
     }
-    now |= {"seed": arguments.seed, "max_steps": arguments.max_steps}
+    now |= {name: getattr(arguments, name) for name in _OF_TRAINING}
+    for name in setting.tasks:
+        task = setting.find(name)
+        if not task.hub:
+            now[f"task {name}"] = repr(dataclasses.replace(task, splits=()))
+            now[f"rows of {name}"] = hashlib.sha256(Path(task.splits[0]).read_bytes()).hexdigest()[:8]
+    now = json.loads(json.dumps(now))
+    folder = Path(arguments.output_dir)
     file = folder / "setting.json"
     if resumed and file.exists():
         before = json.loads(file.read_text())
-        if changed := [name for name in now if now[name] != before.get(name)]:
-            differences = ", ".join(f"{name}={before.get(name)!r} (now {now[name]!r})" for name in changed)
+        if changed := [name for name in now | before if now.get(name) != before.get(name)]:
+            pairs = (f"{name}={before.get(name)!r} (now {now.get(name)!r})" for name in changed)
             raise ValueError(
-                f"{folder} has checkpoints of another run, with {differences}; take a new folder"
+                f"{folder} has checkpoints of another run, with {', '.join(pairs)}; take a new folder"
             )
     elif arguments.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(now, indent=2) + "\n")
 
 
-def count(chooser: Chooser) -> dict[str, int]:
-    """Trainable parameters: factors, routing, and the head."""
-    adapter = {"factors": 0, "routing": 0}
-    if hasattr(chooser.model, "adaptation"):
-        adapter = methods.count_parameters(chooser.model)
-    trained = sum(p.numel() for p in chooser.parameters() if p.requires_grad)
-    return adapter | {"head": trained - sum(adapter.values())}
-
-
-def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: bool = True) -> list[dict]:
+def few_shot(
+    chooser: Chooser,
+    setting: Setting,
+    arguments: Arguments,
+    before: bool = True,
+    file: Path | None = None,
+) -> list[dict]:
     """Transfers a trained chooser to every new task, before any training and from every few-shot set.
 
     Args:
@@ -299,45 +211,56 @@ def few_shot(chooser: Chooser, setting: Setting, arguments: Arguments, before: b
         setting: new tasks, parts, seeds and rates.
         arguments: batch sizes and the like.
         before: also evaluate it before any training on the new task.
+        file: gets a line for each transfer when it ends; those that it has are not done again.
 
     Returns:
         Records with task, part, seed, accuracy in percent; part and seed are None before any training.
+        Steps and rates are those of the training.
     """
     parts = [part for part in setting.parts if part in _trainable_parts(chooser)]
     ways = [(None, None)] * before + [*itertools.product(parts, setting.few_shot_seeds)]
-    quiet = dataclasses.replace(
-        arguments,
-        max_steps=setting.few_shot_steps,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
     rates = {
         "routing": (0.0, setting.few_shot_router_lr, 0.0),
         "all": (setting.few_shot_lr, setting.router_lr, setting.head_lr),
         None: (0.0, 0.0, 0.0),  # it is not trained
     }
     new_id = len(setting.tasks) if hasattr(chooser.model, "adaptation") else 0
+    done = read_transfers(file)
     bar = tqdm(
         total=len(setting.new_tasks) * len(ways),
         desc="few-shot transfer",
-        disable=arguments.disable_tqdm or not quiet.should_log,
+        disable=arguments.disable_tqdm or not arguments.should_log or not setting.new_tasks,
     )
     records = []
-    for name in setting.new_tasks:
-        test = _examples(name, new_id, setting, "validation", setting.test_rows)
-        for part, seed in ways:
-            learner, train = _learner(chooser, setting, part, arguments.seed), None
-            if part is not None:
-                few = tasks.load_few_shot(name, seed, setting.data)
-                train = tasks.examples(name, few, new_id, most_choices=setting.most_choices)
-            trainer = AdapterTrainer(learner, quiet, rates[part], {new_id: name}, train, test)
-            if train is not None:
-                trainer.train()
-            accuracy = trainer.evaluate()["eval_accuracy"]
-            records.append({"task": name, "part": part, "seed": seed, "accuracy": accuracy})
-            bar.update()
+    for name, (part, seed) in itertools.product(setting.new_tasks, ways):
+        steps = 0 if part is None else setting.few_shot_steps
+        what = {"task": name, "part": part, "seed": seed, "steps": steps, "rates": [*rates[part]]}
+        what["test_rows"] = setting.test_rows
+        record = next((one for one in done if what.items() <= one.items()), None)
+        if record is None:
+            task = setting.find(name)
+            test = _examples(name, new_id, setting, "validation", setting.test_rows)
+            few = None if part is None else tasks.load_few_shot(task, seed, setting.data)
+            train = few and tasks.examples(task, few, new_id, most_choices=setting.most_choices)
+            learner = _learner(chooser, setting, part, arguments.seed)
+            measured = learn_briefly(learner, arguments, steps, rates[part], {new_id: name}, train, test)
+            record = what | {"accuracy": measured[name]}
+            if file is not None and arguments.should_save:
+                with file.open("a") as lines:  # it may have been left in the middle of a line
+                    lines.write("\n" + json.dumps(record) + "\n")
+        records.append(record)
+        bar.update()
+    return records
+
+
+def read_transfers(file: Path | None) -> list[dict]:
+    """The records of few-shot transfer that a file has; a line that a kill cut off is none."""
+    records = []
+    for line in file.read_text().splitlines() if file is not None and file.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
     return records
 
 
@@ -353,8 +276,8 @@ def _learner(chooser, setting, part, seed):
     Of private adapters none is the new task's: it gets a new LoRA of their rank, beside the trained head.
     """
     if setting.adapter == methods.PRIVATE:
-        rank = chooser.model.adaptation.config.rank
-        learner = make_chooser(dataclasses.replace(setting, adapter="LoRA", budget=rank), seed)
+        config = chooser.model.adaptation.config
+        learner = make_chooser(dataclasses.replace(setting, adapter="LoRA", rank=config.rank), seed)
         for new, trained in zip(learner.head, chooser.head, strict=True):
             new.load_state_dict(trained.state_dict())
     else:  # the frozen parameters are shared, not copied
@@ -375,7 +298,7 @@ def baselines(setting: Setting) -> dict[str, dict[str, float]]:
     frequent place is the most frequent answer.
     """
     found = {}
-    for name in [*setting.tasks, *setting.new_tasks]:
+    for name in setting.used:
         test = _examples(name, 0, setting, "validation", setting.test_rows)
         guess = sum(1 / len(choices) for choices in test["choices"]) / len(test)
         majority = Counter(test["label"]).most_common(1)[0][1] / len(test)
@@ -383,18 +306,67 @@ def baselines(setting: Setting) -> dict[str, dict[str, float]]:
     return found
 
 
+def table(record: dict) -> str:
+    """The accuracies of a record, task by task, beside a guess and the most frequent answer."""
+    lines = pandas.DataFrame(record["baselines"]).T
+    trained = _with_mean(pandas.DataFrame({"accuracy": record["train"]}).join(lines))
+    trained["rows"] = [*record["rows"].values(), sum(record["rows"].values())]
+    texts = [trained.to_string()]
+    if record["few_shot"]:
+        trials = pandas.DataFrame(record["few_shot"])
+        ways = {None: "before", "routing": "routing alone", "all": "everything"}
+        trials["way"] = [ways[part] for part in trials["part"].replace({float("nan"): None})]
+        of = trials.groupby(["task", "way"], sort=False)["accuracy"].mean().unstack("way")
+        texts.append("Transfer to new tasks\n" + _with_mean(of.join(lines)).to_string())
+    return "\n\n".join(["Accuracy in percent", *texts])
+
+
+def _with_mean(frame):
+    frame.index.name = frame.columns.name = None
+    return pandas.concat([frame, frame.mean().rename("mean").to_frame().T]).round(1)
+
+
+def prepare(arguments: list[str] | None = None) -> tuple[Setting, Arguments, list[str]]:
+    """Reads the command's arguments and words all rows; what `word_all` says of them comes third.
+
+    Raises:
+        ValueError, TypeError, KeyError, OSError: something is wrong with an argument or with the data.
+    """
+    setting, training = _parser().parse_args_into_dataclasses(arguments)
+    return setting, training, word_all(setting)
+
+
+def _parser():
+    return make_parser("lab.real.finetune", __doc__)
+
+
 def main(arguments: list[str] | None = None) -> dict:
     """The command. Returns what it writes to result.json."""
-    parser = transformers.HfArgumentParser((Setting, Arguments), description=__doc__)
-    setting, training = parser.parse_args_into_dataclasses(arguments)
-    word_all(setting)
+    try:
+        setting, training, notes = prepare(arguments)
+    except (ValueError, TypeError, KeyError, OSError) as error:  # whoever typed it needs no traceback
+        _parser().error(error.args[0] if isinstance(error, KeyError) else str(error))
+    folder, says = Path(training.output_dir), training.should_log
+    if says:
+        print(*notes, sep="\n", end="\n" * bool(notes))
     chooser, record = multi_task(setting, training)
-    record["few_shot"] = few_shot(chooser, setting, training) if setting.transfer else []
+    served = setting.adapter != FROZEN and not training.fsdp  # which has cut the adapter in pieces
+    if training.should_save and served:
+        trained = [tasks.placed(setting.find(name), setting.data) for name in setting.tasks]
+        TaskModel(chooser, trained, setting.source).save(folder / "model")
+    if setting.transfer:
+        record["few_shot"] = few_shot(chooser, setting, training, file=folder / TRANSFERS)
+    else:
+        record["few_shot"] = read_transfers(folder / TRANSFERS)
     record = {"provenance": provenance("lab.real.finetune"), "setting": dataclasses.asdict(setting), **record}
     record["baselines"] = baselines(setting)
     if training.should_save:
-        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
-        (Path(training.output_dir) / "result.json").write_text(json.dumps(record) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(record) + "\n")
+    if says:
+        print("", table(record), "", f"Written to {folder}", sep="\n")
+        if served:
+            print(f"It answers: python -m lab.real predict {folder / 'model'} TEXTS.csv ANSWERS.csv")
     return record
 
 

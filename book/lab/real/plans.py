@@ -11,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 import minitensorpoly as mtp
 
 from .. import methods
-from .choosers import EncoderDecoderChooser
+from .choosers import linear_layers
 
 # Sizes of T5 version 1.1, on which T0 is built (Sanh et al. 2022): what differs between its models.
 T5_SIZES = {
@@ -67,6 +67,6 @@ def plan(name: str, adapter: str, n_tasks: int, **changes) -> dict[str, int]:
     """
     model = empty_t5(name)
     base = model.num_parameters()
-    methods.adapt(model, adapter, n_tasks, target_modules=EncoderDecoderChooser.target_modules, **changes)
+    methods.adapt(model, adapter, n_tasks, target_modules=linear_layers(model), **changes)
     layers = len(mtp.adapted_layers(model))
     return {"base": base, "layers": layers} | methods.count_parameters(model)

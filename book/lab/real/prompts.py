@@ -13,24 +13,29 @@ class Prompted:
     """A data set as prompts with answer choices.
 
     Args:
-        hub: repository on the Hugging Face hub, and its configuration, `repository:configuration`.
+        hub: repository on the Hugging Face hub, and its configuration, `repository:configuration`; empty:
+            the data set is in files.
         prompts: templates; the first is used in evaluation, all in training.
         choices: a template for each choice, or the column that holds a list of choices.
         label: the column of the right answer.
         labels: its values in the order of the choices, or the column that holds a list of them; empty:
-            0, 1, 2 … as the choices are numbered. If they are the choices themselves, the choices are
-            put in alphabetical order, so that the place of the right one tells nothing.
-        splits: what the hub calls the splits "train" and "validation".
+            0, 1, 2 … as the choices are numbered; None: these numbers, or the choices' texts. If they are
+            the choices themselves, the choices are put in alphabetical order, so that the place of the right
+            one tells nothing.
+        splits: what the hub calls the splits "train" and "validation", or the files that hold them; the
+            second is None if there is none.
         revision: branch of the repository.
+        name: of the task, where it is known under one.
     """
 
     hub: str
     prompts: tuple[str, ...]
     choices: tuple[str, ...] | str
     label: str = "label"
-    labels: tuple[str, ...] | str = ()
-    splits: tuple[str, str] = ("train", "validation")
+    labels: tuple[str, ...] | str | None = ()
+    splits: tuple[str, str | None] = ("train", "validation")
     revision: str | None = None
+    name: str = ""
 
 
 PARQUET = "refs/convert/parquet"  # the hub's own copy of sets whose loading scripts no longer run
@@ -274,4 +279,6 @@ TRAIN = {
     ),
 }
 
-TASKS = TRAIN | DEVELOPMENT | HELD_OUT
+TASKS = {
+    name: dataclasses.replace(task, name=name) for name, task in (TRAIN | DEVELOPMENT | HELD_OUT).items()
+}
