@@ -129,7 +129,7 @@ def test_every_method_scores_as_its_merged_models(method, tokenizer):
     check_scores(adapted_chooser("llama", method, tokenizer), EXAMPLES)
 
 
-@pytest.mark.parametrize("family", FAMILIES.keys() - {"bloom"})
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bloom"])
 def test_a_prompt_that_is_read_once_gives_the_same_scores_and_gradients(family, tokenizer, monkeypatch):
     results = []
     for together in (True, False):
