@@ -105,6 +105,3 @@ class AdaptedLinear(nn.Module):
         """As of any module, and of the base."""
         self.base.train(mode)
         return super().train(mode)
-
-    def extra_repr(self) -> str:
-        return self.base.extra_repr()

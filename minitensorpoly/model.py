@@ -128,6 +128,8 @@ def _empty(base):
 
 def _call(method, model, ids, args, kwargs, kept=None):
     """Calls a method of the base model, and tells the layers its task ids."""
+    if getattr(model, "_is_replica", False):  # its layers would compute with the weights of the first device
+        raise ValueError("nn.DataParallel is not supported: launch with torchrun or accelerate")
     if not hasattr(model, "adaptation"):  # merged since a wrapper has taken hold of this method
         return method(model, *args, **kwargs)
     with model.adaptation.calling(ids, (args, kwargs), kept):
