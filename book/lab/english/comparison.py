@@ -121,12 +121,11 @@ def main():
         ]
     else:
         # Five pairs of every block come first: an interruption leaves as much of each.
-        pairs = rules.PAIRS if width == 64 else rules.PAIRS[:5]
         jobs = [
             (final_one, folder, run, device)
-            for half in (pairs[:5], pairs[5:])
-            for block in rules.BLOCKS[width]
-            for run in final_runs(folder, width, block, half)
+            for first, last in ((0, 5), (5, 10))
+            for block, splits in rules.BLOCKS[width].items()
+            for run in final_runs(folder, width, block, rules.PAIRS[first : min(last, splits)])
         ]
     work(jobs, arguments.workers, arguments.stage)
 

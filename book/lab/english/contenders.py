@@ -72,10 +72,9 @@ _PRODUCTS = {  # R times r, at order 2 and at order 4
 }
 # 24 LoRAs of rank 1 have three times the large budget on all layers, and the budget itself on a third.
 _THIRDS = ("r=1 on=q|v", "r=1 on=wi|wo", "r=1 on=k|o")
-_TWELFTHS = tuple(rf"r=1 on={side}.block.{i}.*w[io]" for side in ("encoder", "decoder") for i in (0, 1))
 
 
-def _shapes(matrices, order_2, order_4, private):
+def _shapes(matrices, order_2, order_4):
     """{contender: rows of shapes}: a row goes from the least rank to the greatest, a row an order."""
     dense, poly = f"r={matrices}", _MATRICES[matrices]
     two, four = _PRODUCTS[order_2], _PRODUCTS[order_4]
@@ -84,7 +83,7 @@ def _shapes(matrices, order_2, order_4, private):
         "TLoRA": (two,),
         "LoRA, vector": ((dense,),),
         "TLoRA, vector": (two,),
-        "private LoRA": (private,),
+        "private LoRA": (_THIRDS,),
         "private LoRA, 3 times": (("r=1",),),
         "Poly": (poly,),
         "MHR": (tuple(f"{shape} H=8" for shape in poly),),
@@ -95,11 +94,12 @@ def _shapes(matrices, order_2, order_4, private):
 
 
 SHAPES = {
-    (64, "large"): _shapes(8, 32, 45, _THIRDS),
-    (64, "small"): _shapes(2, 8, 12, _TWELFTHS),
-    (256, "large"): _shapes(8, 64, 140, _THIRDS),
+    (64, "large"): _shapes(8, 32, 45),
+    (64, "small"): _shapes(2, 8, 12),
+    (256, "large"): _shapes(8, 64, 140),
 }
-del SHAPES[64, "small"]["private LoRA, 3 times"]
+for _name in ("TLoRA", "private LoRA", "private LoRA, 3 times"):
+    del SHAPES[64, "small"][_name]
 # A run of width 256 takes several times as long: fewer contenders there, all of them told the task.
 for _name in ("LoRA", "TLoRA", "private LoRA", "private LoRA, 3 times", "TensorPoly-II"):
     del SHAPES[256, "large"][_name]

@@ -6,7 +6,7 @@ import pandas
 
 from .statistics import holm, interval, paired, sign_flip
 
-# (split, seed) of the final runs: ten splits at width 64, the first five of them at width 256
+# (split, seed) of the final runs; a block has the first so many of them
 PAIRS = tuple((number, number) for number in range(1, 11))
 LEVEL = 0.05  # of an error anywhere in the family of primary comparisons
 
@@ -52,20 +52,19 @@ PRIMARY = tuple(
     for b in ("Poly", "MHR", "TensorPoly-II")
 )
 
-# {width: (budget, setting, steps), the order of the final runs}: the primary comparisons first.
+# {width: {(budget, setting, steps): splits}}, in the order of the final runs: the primary comparisons first.
 BLOCKS = {
-    64: (
-        ("large", "24 tasks", 300),
-        ("large", "24 tasks", 1200),
-        ("small", "24 tasks", 300),
-        ("large", "24 tasks", 100),
-        ("large", "shared tags", 300),
-        ("large", "16 examples", 300),
-        ("large", "60 tasks", 300),
-        ("large", "skills named", 300),
-        ("small", "24 tasks", 1200),
-    ),
-    256: (("large", "24 tasks", 300), ("large", "24 tasks", 1200)),
+    64: {
+        ("large", "24 tasks", 300): 10,
+        ("large", "24 tasks", 1200): 10,
+        ("small", "24 tasks", 300): 10,
+        ("large", "24 tasks", 100): 5,
+        ("large", "shared tags", 300): 5,
+        ("large", "16 examples", 300): 5,
+        ("large", "60 tasks", 300): 5,
+        ("large", "skills named", 300): 5,
+    },
+    256: {("large", "24 tasks", 300): 5},
 }
 
 

@@ -15,7 +15,7 @@ FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.
 SEEDS = (1, 2)
 STEPS = 300  # of the search over shapes
 # Of shapes and rates, {width: (so many for every contender, and more only at an open edge)}
-TRIALS = {64: (20, 26), 256: (10, 16)}
+TRIALS = {64: (14, 20), 256: (10, 16)}
 
 # What a trial of a shape is judged by, beside the training tasks: transfer from 16 examples.
 TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
