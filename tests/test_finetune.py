@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(model, tmp_path, monkeyp
     before = before["stateful_callbacks"]["Clock"]["attributes"]["before"]
     assert finetune.multi_task(*arguments)[1]["seconds"] > before > 0  # of both parts
     whole, parts = trained(tmp_path / "whole"), trained(tmp_path / "parts")
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)  # kernels may round by where memory lies
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # kernels may round by where memory lies
 
 
 def test_checkpoints_hold_what_is_trained(model, tmp_path):
@@ -326,7 +326,7 @@ def test_an_incomplete_checkpoint_is_passed_over(model, tmp_path, capsys, broken
     capsys.readouterr()
     finetune.multi_task(*parse(arguments))
     assert "checkpoint-6 is incomplete" in capsys.readouterr().out
-    torch.testing.assert_close(trained(tmp_path), whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(trained(tmp_path), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_optimizers_arguments_are_heeded(encoder, tmp_path):
