@@ -44,8 +44,7 @@ class AdapterConfig:
         dropout: probability of dropping an entry of the adapter's input in training.
         order: N, leaves in a tensor product (tensor methods).
         tensor_rank: R, simple tensors in an entangled tensor (tensor methods).
-        normalize: layer normalisation of pairs of leaves, as in the authors' code, which the
-            paper does not mention (tensor methods).
+        normalize: layer normalisation of pairs of leaves, as in the authors' code (tensor methods).
         n_skills: K, LoRA modules that are mixed (poly, mhr).
         n_heads: H, blocks that are routed on their own (mhr).
 
