@@ -312,7 +312,7 @@ def test_a_killed_run_leaves_a_torn_line_and_the_next_start_goes_on(tmp_path):
     assert again(first)["seed"] == 1 and again(second)["seed"] == 2
     assert [of_run.seed for of_run in done] == [1, 2, 2]
     assert [record["seed"] for record in run.read(path)] == [1, 2]
-    with pytest.raises(LookupError, match="run the stage `search` to its end"):
+    with pytest.raises(run.NotRecorded, match="run the stage `search` to its end"):
         run.Records(path)(dataclasses.replace(first, seed=3))
 
 
@@ -333,7 +333,7 @@ def test_final_runs_take_turns_over_the_contenders(tmp_path):
     }
     many = comparison.final_runs(tmp_path, 64, ("large", "60 tasks", 300), rules.PAIRS[:1])
     assert len(many) == 9 and not [r for r in many if CONTENDERS[r.contender].private]
-    with pytest.raises(LookupError):
+    with pytest.raises(run.NotRecorded):
         comparison.final_runs(tmp_path, 64, ("small", "24 tasks", 300), rules.PAIRS)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..records import provenance
 from . import rules
 from .contenders import CONTENDERS, SHAPES
-from .run import SHOTS, Records, Run, append, execute
+from .run import SHOTS, NotRecorded, Records, Run, append, execute
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
@@ -60,7 +60,7 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
         pairs: of split and seed.
 
     Raises:
-        LookupError: the search has not come so far.
+        NotRecorded: the search has not come so far.
     """
     budget, setting, steps = block
     runs = []
@@ -120,13 +120,15 @@ def main():
             if allowed(contender, unit[3])
         ]
     else:
+        runs = []
         # Five pairs of every block come first: an interruption leaves as much of each.
-        jobs = [
-            (final_one, folder, run, device)
-            for first, last in ((0, 5), (5, 10))
-            for block, splits in rules.BLOCKS[width].items()
-            for run in final_runs(folder, width, block, rules.PAIRS[first : min(last, splits)])
-        ]
+        for first, last in ((0, 5), (5, 10)):
+            for block, splits in rules.BLOCKS[width].items():
+                try:
+                    runs += final_runs(folder, width, block, rules.PAIRS[first : min(last, splits)])
+                except NotRecorded:
+                    print("left out, its search is not finished:", *block)
+        jobs = [(final_one, folder, run, device) for run in runs]
     work(jobs, arguments.workers, arguments.stage)
 
 

@@ -271,12 +271,16 @@ def by_task(data: Data, n_tasks: int, of_task: Tensor) -> Data:
     return {name: data[name].unflatten(0, (n_tasks, -1))[of_task] for name in columns}
 
 
+class NotRecorded(LookupError):
+    """A run is asked for that has not been done."""
+
+
 class Records:
     """Finished runs, in a file of one JSON a line; it grows at its end alone.
 
     Args:
         path: the file; it need not exist.
-        execute: what makes a run's record; None: a run that is not there raises a LookupError.
+        execute: what makes a run's record; None: a run that is not there raises NotRecorded.
     """
 
     def __init__(self, path: Path, execute=None):
@@ -288,7 +292,7 @@ class Records:
         """The record of a run, which is executed and written down if it is new."""
         if run.key not in self.records:
             if self.execute is None:
-                raise LookupError(f"{self.path} has no record of {run}; run the stage `search` to its end")
+                raise NotRecorded(f"{self.path} has no record of {run}; run the stage `search` to its end")
             self.records[run.key] = self.execute(run)
             append(self.path, self.records[run.key])
         return self.records[run.key]
