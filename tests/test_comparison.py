@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import minitensorpoly as mtp
-from lab import records
+from lab import records, runs
 from lab.english import (
     backbone,
     comparison,
@@ -303,17 +303,17 @@ def test_a_killed_run_leaves_a_torn_line_and_the_next_start_goes_on(tmp_path):
         return json.loads(json.dumps(dataclasses.asdict(of_run) | {"few_shot": [], "train": [1]}))
 
     first, second = (dataclasses.replace(quick("Poly", few_shot=()), seed=seed) for seed in (1, 2))
-    run.Records(path, execute)(first)
+    runs.Records(path, run.run_of, execute)(first)
     whole = path.read_bytes()
-    run.Records(path, execute)(second)
+    runs.Records(path, run.run_of, execute)(second)
     path.write_bytes(path.read_bytes()[: len(whole) + 20])  # killed while it wrote
-    assert [record["seed"] for record in run.read(path)] == [1]
-    again = run.Records(path, execute)
+    assert [record["seed"] for record in runs.read(path)] == [1]
+    again = runs.Records(path, run.run_of, execute)
     assert again(first)["seed"] == 1 and again(second)["seed"] == 2
     assert [of_run.seed for of_run in done] == [1, 2, 2]
-    assert [record["seed"] for record in run.read(path)] == [1, 2]
-    with pytest.raises(run.NotRecorded, match="run the stage `search` to its end"):
-        run.Records(path)(dataclasses.replace(first, seed=3))
+    assert [record["seed"] for record in runs.read(path)] == [1, 2]
+    with pytest.raises(runs.NotRecorded, match="run the stage `search` to its end"):
+        runs.Records(path, run.run_of)(dataclasses.replace(first, seed=3))
 
 
 def test_final_runs_take_turns_over_the_contenders(tmp_path):
@@ -323,7 +323,7 @@ def test_final_runs_take_turns_over_the_contenders(tmp_path):
         of_search.few_shot(300), of_search.rate(300, "60 tasks")
         for of_run in asked.values():
             file = comparison.search_file(tmp_path, 64, "large", contender)
-            run.append(file, dataclasses.asdict(of_run) | record(of_run))
+            runs.append(file, dataclasses.asdict(of_run) | record(of_run))
     usual = comparison.final_runs(tmp_path, 64, ("large", "24 tasks", 300), rules.PAIRS[:2])
     assert [(r.split, r.seed) for r in usual] == [(1, 1)] * 11 + [(2, 2)] * 11
     assert [r.contender for r in usual[:11]] == list(CONTENDERS)
@@ -333,7 +333,7 @@ def test_final_runs_take_turns_over_the_contenders(tmp_path):
     }
     many = comparison.final_runs(tmp_path, 64, ("large", "60 tasks", 300), rules.PAIRS[:1])
     assert len(many) == 9 and not [r for r in many if CONTENDERS[r.contender].private]
-    with pytest.raises(run.NotRecorded):
+    with pytest.raises(runs.NotRecorded):
         comparison.final_runs(tmp_path, 64, ("small", "24 tasks", 300), rules.PAIRS)
 
 

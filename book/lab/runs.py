@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import torch
@@ -79,3 +79,68 @@ def climb(start: dict, evaluate) -> dict:
             neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
             new += [(key, neighbour) for neighbour in neighbours if neighbour not in scores[key]]
     return best
+
+
+class NotRecorded(LookupError):
+    """A run is asked for that has not been done."""
+
+
+class Records:
+    """Finished runs, in a file of one JSON a line; it grows at its end alone.
+
+    Args:
+        path: the file; it need not exist.
+        run_of: from a record to its run, whose `key` tells it from all others.
+        execute: what makes a run's record; None: a run that is not there raises NotRecorded.
+    """
+
+    def __init__(self, path: Path, run_of: Callable, execute: Callable | None = None):
+        self.path, self.execute, self.records = path, execute, {}
+        for record in read(path):
+            self.records[run_of(record).key] = record
+
+    def __call__(self, run) -> dict:
+        """The record of a run, which is executed and written down if it is new."""
+        if run.key not in self.records:
+            if self.execute is None:
+                raise NotRecorded(f"{self.path} has no record of {run}; run the stage `search` to its end")
+            self.records[run.key] = self.execute(run)
+            append(self.path, self.records[run.key])
+        return self.records[run.key]
+
+
+def read(path: Path) -> list[dict]:
+    """The records in a file; a line that an interruption has cut off is left out."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def append(path: Path, record: dict) -> None:
+    """Writes a record at the end of a file, by one call: two processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def work(jobs: list[tuple], workers: int, title: str) -> None:
+    """Does jobs (function, *arguments) in processes of one thread, in their order, with a progress bar."""
+    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        waiting = {pool.submit(*job) for job in jobs}
+        with tqdm(total=len(jobs), desc=title) as bar:
+            while waiting:
+                done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
+                for future in done:
+                    future.result()
+                    bar.update()

@@ -9,17 +9,13 @@ is a line of JSON in `results/comparison`, and no run that is found there is don
 
 import argparse
 import functools
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 from ..records import provenance
+from ..runs import NotRecorded, Records, append, work
 from . import rules
 from .contenders import CONTENDERS, SHAPES
-from .run import SHOTS, NotRecorded, Records, Run, append, execute
+from .run import SHOTS, Run, execute, run_of
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
@@ -45,7 +41,7 @@ def search_one(folder: Path, width: int, contender: str, unit: tuple, device: st
     """Does one unit of `search_units` for a contender, or reads it where it is recorded."""
     budget, what, steps, setting = unit
     file = search_file(folder, width, budget, contender)
-    record = Records(file, functools.partial(execute, device=device) if device else None)
+    record = Records(file, run_of, functools.partial(execute, device=device))
     arguments = [argument for argument in (steps, setting) if argument is not None]
     return getattr(Search(width, budget, contender, record), what)(*arguments)
 
@@ -67,7 +63,9 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
     for contender in SHAPES[width, budget]:
         if not allowed(contender, setting):
             continue
-        search = Search(width, budget, contender, Records(search_file(folder, width, budget, contender)))
+        search = Search(
+            width, budget, contender, Records(search_file(folder, width, budget, contender), run_of)
+        )
         found, usual, few_shot = search.shape_and_rates(), setting == "24 tasks", ()
         if steps >= STEPS and setting != "skills named":
             # Every number of examples and the uniform routing are for the usual tasks alone.
@@ -96,7 +94,7 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
 def final_one(folder: Path, run: Run, device: str) -> None:
     """Does one of the final runs, unless it is recorded."""
     name = f"{run.width} {run.budget} {run.setting} {run.steps}.jsonl".replace(" ", "_")
-    Records(folder / "final" / name, functools.partial(execute, device=device))(run)
+    Records(folder / "final" / name, run_of, functools.partial(execute, device=device))(run)
 
 
 def main():
@@ -135,19 +133,6 @@ def main():
 def allowed(contender: str, setting: str | None) -> bool:
     """Whether there is such a contender: private LoRAs of 60 tasks have no shape of the budget's size."""
     return not (CONTENDERS[contender].private and setting == "60 tasks")
-
-
-def work(jobs: list[tuple], workers: int, title: str) -> None:
-    """Does jobs (function, *arguments) in processes of one thread, in their order, with a progress bar."""
-    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        waiting = {pool.submit(*job) for job in jobs}
-        with tqdm(total=len(jobs), desc=title) as bar:
-            while waiting:
-                done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
-                for future in done:
-                    future.result()
-                    bar.update()
 
 
 if __name__ == "__main__":

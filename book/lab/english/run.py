@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import json
-import os
 import shutil
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -269,57 +267,6 @@ def by_task(data: Data, n_tasks: int, of_task: Tensor) -> Data:
     """(tasks * sentences, tokens) -> (groups, sentences, tokens), of the given tasks."""
     columns = ("input_ids", "attention_mask", "labels")
     return {name: data[name].unflatten(0, (n_tasks, -1))[of_task] for name in columns}
-
-
-class NotRecorded(LookupError):
-    """A run is asked for that has not been done."""
-
-
-class Records:
-    """Finished runs, in a file of one JSON a line; it grows at its end alone.
-
-    Args:
-        path: the file; it need not exist.
-        execute: what makes a run's record; None: a run that is not there raises NotRecorded.
-    """
-
-    def __init__(self, path: Path, execute=None):
-        self.path, self.execute, self.records = path, execute, {}
-        for record in read(path):
-            self.records[run_of(record).key] = record
-
-    def __call__(self, run: Run) -> dict:
-        """The record of a run, which is executed and written down if it is new."""
-        if run.key not in self.records:
-            if self.execute is None:
-                raise NotRecorded(f"{self.path} has no record of {run}; run the stage `search` to its end")
-            self.records[run.key] = self.execute(run)
-            append(self.path, self.records[run.key])
-        return self.records[run.key]
-
-
-def read(path: Path) -> list[dict]:
-    """The records in a file; a line that an interruption has cut off is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def append(path: Path, record: dict) -> None:
-    """Writes a record at the end of a file, by one call: two processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    line = ("\n" if torn else "") + json.dumps(record, separators=(",", ":")) + "\n"
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
 
 
 def run_of(record: dict) -> Run:

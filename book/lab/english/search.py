@@ -69,7 +69,7 @@ class Search:
 
     Args:
         width, budget, contender: as in `Run`.
-        record: Run -> its record; see `run.Records`.
+        record: Run -> its record; see `lab.runs.Records`.
     """
 
     width: int

@@ -1,344 +1,505 @@
-"""The experiment on real tasks: every adapter, several seeds, the same rule of search for each.
+"""The experiment on real texts: one model, thirty customers, a few rows of each, and then new customers.
 
-    python -m lab.real.experiment gpu --data FOLDER                  # results/finetune_real.json
-    python -m lab.real.experiment cpu --data FOLDER --model FOLDER   # results/finetune_real_cpu.json
+    python -m lab.real.experiment minilm --data FOLDER --model FOLDER     # results/customers_minilm/
+    python -m lab.real.experiment smollm2 --device cuda                    # on a GPU, from the hub
 
-Run it from the folder `book`. Without --data and --model the hub is asked. A run trains one adapter on
-many tasks, then transfers it to the held-out tasks from few examples, as `lab.real.finetune` does. Learning
-rates are searched first, on development tasks that are neither trained on nor held out, by the same rule
-for every adapter (`lab.runs.climb`). Finished runs are kept in a cache folder, so an interrupted
-experiment goes on where it was.
+Run it in the folder `book`. `results/customers_plan.md` has the questions and the rules, `customers.py` the
+tasks. The pretrained model is frozen. Its lower half reads every text once; an adapter in the upper half, and
+one linear head for all customers, choose A or B. Every finished run is a line of JSON, and no run that is
+found there is done again.
 """
 
 import argparse
+import copy
 import dataclasses
 import functools
 import json
-import os
+import time
 from pathlib import Path
 
-import pandas
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+
+import minitensorpoly as mtp
 
 from .. import methods
-from ..records import BOOK, RESULTS, mean, provenance
-from ..runs import LEARNING_RATES, cache_file, climb, execute_all
-from . import finetune, prompts, tasks
+from ..english.search import OWN_RATES, RATES, climb, line
+from ..records import RESULTS, provenance
+from ..runs import Records, append, work
+from . import customers
+from .choosers import linear_layers
+
+BATCH, MAX_TOKENS = 16, 40
+STEPS, FEW_STEPS, FEW_ROWS = 300, 30, 8  # of training; of few-shot transfer; rows in its batches
+ROWS = (16, 64)  # of a customer that is trained on: two blocks of final runs, transfer in the first
+SHOTS = (8, 32)  # rows of a new customer
+N_TEST, N_OLD = 50, 4  # validation rows of a customer; for what a training customer loses
+HEAD_RATE, OWN_RATE = 0.003, 0.1  # of the head; of routing and vectors while everything is trained
+SPLITS = (1, 2, 3)  # of the final runs, each with a seed of its own
+TRIALS = 10, 14  # of shapes and rates: for every contender, and at most while the best is at an edge
+FEW_START = {"own": (0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2)}
+FEW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
-    """How large the experiment is.
+class Base:
+    """A pretrained model, and the layers in which thirty private LoRAs of rank 1 have the budget together."""
 
-    Args:
-        out: name of the file of results.
-        train: tasks that are trained on.
-        development: tasks on which the rates of multi-task training are chosen, by training on them.
-        transfer: development tasks on which the rates of few-shot transfer are chosen.
-        held_out: tasks of the few-shot transfer that is reported.
-        seeds: of the runs that are reported; the search has seed 0.
-        few_shot_seeds: seeds of the few-shot sets; None: in the run of number i, the i-th set alone.
-        rates: learning rates that a search starts with: of training, and of transfer by each part.
-        setting: changes of `finetune.Setting`, the same for every adapter.
-        arguments: changes of `finetune.Arguments`, the same for every adapter.
-        search_steps: of training while its rate is searched; None: as many as in every other run.
-    """
-
-    out: str
-    train: tuple[str, ...]
-    development: tuple[str, ...]
-    transfer: tuple[str, ...]
-    seeds: tuple[int, ...]
-    few_shot_seeds: tuple[int, ...] | None
-    setting: dict
-    arguments: dict
-    search_steps: int | None = None
-    held_out: tuple[str, ...] = tuple(prompts.HELD_OUT)
-    rates: dict = dataclasses.field(
-        default_factory=lambda: {
-            "lr": LEARNING_RATES[3:6],  # 0.003 to 0.03
-            "routing": LEARNING_RATES[5:8],  # 0.03 to 0.3
-            "all": LEARNING_RATES[2:5],  # 0.001 to 0.01
-        }
-    )
+    hub: str
+    private: str
 
 
-_TO_SEARCH_ON = "arc_challenge openbookqa qasc dream sciq rotten_tomatoes cola numer_sense".split()
-PROFILES = {
-    "gpu": Profile(
-        out="finetune_real.json",
-        train=tuple(prompts.TRAIN),
-        development=tuple(prompts.DEVELOPMENT),
-        transfer=tuple(prompts.DEVELOPMENT),
-        seeds=(1, 2, 3),
-        few_shot_seeds=tasks.FEW_SHOT_SEEDS,
-        setting={"budget": 16, "test_rows": 500, "few_shot_steps": 30},
-        arguments={"max_steps": 1000, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 64},
+BASES = {
+    "minilm": Base(
+        "sentence-transformers/all-MiniLM-L6-v2", r".*(query|value|layer\.2\.attention\.self\.key)"
     ),
-    # For two cores in an hour and a half. Eight of the training tasks serve as development tasks, so that the
-    # search has more to go by. A run has one few-shot set, a training prompt two choices and 64 tokens.
-    "cpu": Profile(
-        out="finetune_real_cpu.json",
-        train=tuple(name for name in prompts.TRAIN if name not in _TO_SEARCH_ON),
-        development=(*_TO_SEARCH_ON, *prompts.DEVELOPMENT),
-        transfer=("openbookqa", "rotten_tomatoes", "cosmos_qa"),
-        seeds=(1, 2, 3),
-        few_shot_seeds=None,
-        setting={
-            "budget": 8,
-            "test_rows": 100,
-            "most_choices": 2,
-            "max_length": 64,
-            "few_shot_steps": 15,
-            "dtype": "bfloat16",  # as on a GPU
-            "attention": "eager",  # with torch's own a bfloat16 step takes half as long again on a CPU
-        },
-        arguments={"max_steps": 300, "use_cpu": True},
-        search_steps=150,
-    ),
-    # The embedded backbone and the rows written by hand: it tests the experiment, and measures nothing.
-    "rehearsal": Profile(
-        out="finetune_real_rehearsal.json",
-        train=("boolq", "arc_easy", "trec"),
-        development=("multirc", "cosmos_qa"),
-        transfer=("multirc",),
-        held_out=("rte", "copa"),
-        seeds=(1, 2),
-        few_shot_seeds=None,
-        rates={"lr": LEARNING_RATES[4:6], "routing": LEARNING_RATES[5:7], "all": LEARNING_RATES[4:5]},
-        setting={"budget": 2, "max_length": 32, "few_shot_steps": 2},
-        arguments={"max_steps": 3, "logging_steps": 1, "use_cpu": True},
-    ),
+    "smollm2": Base("HuggingFaceTB/SmolLM2-135M-Instruct", r".*\.(q_proj|k_proj|v_proj)"),
 }
+BUDGET = 8  # rank of the LoRA that has as many factors
+_MATRICES, _PRODUCTS = (
+    ("n_skills=2", "n_skills=4", "n_skills=8"),
+    (
+        "tensor_rank=4",
+        "tensor_rank=8",
+        "tensor_rank=16",
+    ),
+)
+# {contender: shapes}; the rank of a shape follows from the budget.
+SHAPES = {
+    "LoRA": ("",),
+    "LoRA, vector": ("",),
+    "private LoRA": ("",),
+    "Poly": _MATRICES,
+    "MHR": _MATRICES,
+    "TensorPoly-I": _PRODUCTS,
+    "TensorPoly-II": _PRODUCTS,
+}
+VECTOR = "LoRA, vector"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One multi-task training and its transfers.
+    """One multi-task training, and the transfers from it.
 
     Args:
-        adapter: one of `finetune.ADAPTERS`.
-        seed: of the adapter's start and the order of examples.
-        lr: learning rate of training.
-        tasks: what it is trained on.
-        setting: items of `finetune.Setting`, the same for every adapter.
-        arguments: items of `finetune.Arguments`, the same for every adapter.
-        new_tasks: what it is transferred to.
-        few_shot_seeds: seeds of the few-shot sets.
-        few_shot: ((part, learning rate), …) of the transfers.
+        base: a key of `BASES`.
+        contender: a key of `SHAPES`.
+        shape: one of its shapes.
+        rows: of each training customer.
+        split: number of the split.
+        seed: of the adapter's start, the rows and their order.
+        lr: learning rate of the factors.
+        own_lr: learning rate of what each customer has of its own, routing or a vector.
+        few_shot: (part, shots, learning rate) of each transfer to every new customer.
+        forgetting: whether to see what the training customers lose by a transfer that trains everything.
     """
 
-    adapter: str
+    base: str
+    contender: str
+    shape: str
+    rows: int
+    split: int
     seed: int
     lr: float
-    tasks: tuple[str, ...]
-    setting: tuple[tuple, ...] = ()
-    arguments: tuple[tuple, ...] = ()
-    new_tasks: tuple[str, ...] = ()
-    few_shot_seeds: tuple[int, ...] = ()
-    few_shot: tuple[tuple[str, float], ...] = ()
+    own_lr: float
+    few_shot: tuple = ()
+    forgetting: bool = False
+
+    @property
+    def key(self) -> str:
+        """All fields, as JSON: what tells runs apart."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 
-def execute(run: Run, checkpoints: Path) -> dict:
+def run_of(record: dict) -> Run:
+    """The run that a record is of."""
+    return Run(**{field.name: record[field.name] for field in dataclasses.fields(Run)})
+
+
+class Reader(nn.Module):
+    """The upper half of a model with an adapter, and a head that makes two numbers of the mean state.
+
+    Args:
+        model: the upper half, adapted.
+        n_customers: of those that have a vector.
+        vector: whether each customer has a trained vector, which is added to the first token's state.
+    """
+
+    def __init__(self, model: nn.Module, n_customers: int, vector: bool):
+        super().__init__()
+        self.model, width = model, model.config.hidden_size
+        self.head = nn.Linear(width, 2)
+        self.vectors = nn.Parameter(torch.zeros(n_customers, width)) if vector else None
+
+    def forward(self, states: Tensor, attention_mask: Tensor, task_ids: Tensor) -> Tensor:
+        """(rows, tokens, width), (rows, tokens), (rows,) -> logits (rows, 2)"""
+        if self.vectors is not None:
+            states = torch.cat([states[:, :1] + self.vectors[task_ids][:, None], states[:, 1:]], 1)
+        out = self.model(inputs_embeds=states, attention_mask=attention_mask, task_ids=task_ids)
+        mask = attention_mask[..., None].to(states.dtype)
+        return self.head((out.last_hidden_state * mask).sum(1) / mask.sum(1))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """What is trainable: {"factors": ..., "own": routing or vectors, "head": ...}."""
+        found = {"factors": [], "own": [], "head": [*self.head.parameters()]}
+        for name, parameter in mtp.adapter_parameters(self.model).items():
+            if parameter.requires_grad:
+                found["own" if name.endswith("router.logits") else "factors"].append(parameter)
+        if self.vectors is not None:
+            found["own"].append(self.vectors)
+        return found
+
+    def add_customers(self, n: int) -> None:
+        """Adds customers: their routing is uniform, their vectors are zero."""
+        mtp.add_tasks(self.model, n)
+        if self.vectors is not None:
+            more = torch.zeros_like(self.vectors[:1]).expand(n, -1)
+            self.vectors = nn.Parameter(torch.cat([self.vectors.detach(), more]))
+
+
+class _Passed(nn.Module):
+    """In place of the embeddings of an upper half: what it is given is what comes out."""
+
+    def forward(self, *, inputs_embeds, **others):
+        return inputs_embeds
+
+
+@functools.lru_cache(maxsize=1)
+def pretrained(folder: str):
+    """The frozen model in float32, its upper half, which shares the weights, and its tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
+    upper = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    blocks = upper.encoder if hasattr(upper, "encoder") else upper
+    name = "layer" if hasattr(blocks, "layer") else "layers"
+    setattr(blocks, name, getattr(blocks, name)[half(model) :])
+    if hasattr(upper, "embeddings"):  # a BERT, which adds places to what it is given
+        upper.embeddings = _Passed()
+    return model, upper, tokenizer
+
+
+def half(model) -> int:
+    """The number of blocks below."""
+    return model.config.num_hidden_layers // 2
+
+
+@functools.lru_cache(maxsize=1)
+def texts(data: str | None):
+    """The rows of both data sets."""
+    return customers.load(data)
+
+
+def make_reader(run: Run, folder: str, device: str) -> Reader:
+    """The pretrained model with a contender's adapter at its start."""
+    torch.manual_seed(run.seed)
+    _, base, _ = pretrained(folder)
+    model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
+    n, layers = len(customers.make_split(run.split).train), linear_layers(model)
+    if run.contender == methods.PRIVATE:
+        methods.adapt(model, methods.PRIVATE, n, target_modules=BASES[run.base].private)
+    else:
+        method = "LoRA" if run.contender == VECTOR else run.contender
+        options = {k: int(v) for k, v in (part.split("=") for part in run.shape.split())}
+        rank = methods.equal_rank(base, method, BUDGET, layers, **options)
+        methods.adapt(model, method, n, target_modules=layers, rank=rank, **options)
+    return Reader(model, n, run.contender == VECTOR).to(device).eval()  # without dropout
+
+
+@torch.no_grad()
+def encode(pairs: list[tuple], task_ids: list[int], folder: str, device: str) -> dict[str, Tensor]:
+    """(text, label) and whose each is, as tensors: what the lower half makes of each text, and its mask."""
+    model, _, tokenizer = pretrained(folder)
+    model, parts = model.to(device), []
+    of_all = tokenizer(
+        [text for text, _ in pairs],
+        truncation=True,
+        max_length=MAX_TOKENS,
+        padding="max_length",
+        padding_side="right",
+        return_tensors="pt",
+    ).to(device)
+    for rows in torch.arange(len(pairs), device=device).split(200):
+        batch = {name: of_all[name][rows] for name in ("input_ids", "attention_mask")}
+        parts.append(model(**batch, output_hidden_states=True).hidden_states[half(model)])
+    return {
+        "states": torch.cat(parts),
+        "attention_mask": of_all["attention_mask"],
+        "labels": torch.tensor([label for _, label in pairs], device=device),
+        "task_ids": torch.tensor(task_ids),  # on the host: see minitensorpoly.routing
+    }
+
+
+def rows_of(run: Run, which, split: str, n: int, first_id: int, folder, data, device) -> dict[str, Tensor]:
+    """n rows of each customer of a tuple, one customer after the other, whose ids count from first_id."""
+    all_of = texts(data)
+    pairs, ids = [], []
+    for i, customer in enumerate(which):
+        pairs += customers.examples(all_of, customer, split, n, run.seed)
+        ids += [first_id + i] * n
+    return encode(pairs, ids, folder, device)
+
+
+def select(data: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Rows of data, as long as their longest text."""
+    batch = {name: column[rows.to(column.device)] for name, column in data.items()}
+    longest = int(batch["attention_mask"].sum(1).max())
+    return {name: column[:, :longest] if column.dim() > 1 else column for name, column in batch.items()}
+
+
+def learn(reader: Reader, data: dict[str, Tensor], rates: dict[str, float], steps: int, rows: int, seed: int):
+    """Trains the groups that have a rate, by Adam with warm-up, linear decay and clipping."""
+    groups = {name: group for name, group in reader.groups().items() if group}
+    chosen = [{"params": groups[name], "lr": lr} for name, lr in rates.items() if name in groups]
+    for name, group in groups.items():
+        for parameter in group:
+            parameter.requires_grad_(name in rates)
+    optimizer = torch.optim.Adam(chosen)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, max(1, steps // 15), steps)
+    draw, n = torch.Generator().manual_seed(seed), len(data["labels"])
+    for _ in range(steps):
+        batch = select(data, torch.randint(n, (rows,), generator=draw) if n > rows else torch.arange(n))
+        labels = batch.pop("labels")
+        F.cross_entropy(reader(**batch), labels).backward()
+        for group in chosen:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for group in groups.values():
+        for parameter in group:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def right(reader: Reader, data: dict[str, Tensor], n: int) -> list[int]:
+    """Rows that are right, of each customer's n."""
+    lengths, found = data["attention_mask"].sum(1), torch.zeros(len(data["labels"]), dtype=torch.long)
+    for rows in lengths.cpu().argsort().split(200):  # like with like
+        batch = select(data, rows)
+        labels = batch.pop("labels")
+        found[rows] = (reader(**batch).argmax(1) == labels).long().cpu()
+    return found.view(-1, n).sum(1).tolist()
+
+
+def parts_of(contender: str) -> tuple[str, ...]:
+    """What few-shot transfer may train: what the new customer has of its own, or everything."""
+    return ("all",) if contender in ("LoRA", methods.PRIVATE) else ("own", "all")
+
+
+def execute(run: Run, folder: str, data: str | None, device: str) -> dict:
     """Trains, evaluates and transfers one run.
 
     Args:
         run: what to do.
-        checkpoints: folder that keeps trainings; an interrupted one goes on, a finished one is read.
+        folder: of the pretrained model, or its name on the hub.
+        data: folder of the data sets; None: the hub.
+        device: cpu or cuda.
 
     Returns:
-        Adapter, seed, rate, what `finetune.multi_task` records, and what `finetune.few_shot` does with the
-        rates of transfer added.
+        JSON: the run's fields; numbers of its parameters; rows that are right, of each customer: `train`, of
+        `N_TEST`; `transfers`, for each entry of few_shot, and with `forgetting` what it does to N_OLD rows of
+        each training customer: `old`, beside `before`.
     """
-    training = dataclasses.replace(run, new_tasks=(), few_shot_seeds=(), few_shot=())
-    arguments = finetune.Arguments(
-        output_dir=str(cache_file(checkpoints, training).with_suffix("")),
-        seed=run.seed,
-        data_seed=run.seed,
-        disable_tqdm=True,
-        **dict(run.arguments),
-    )
-    setting = finetune.Setting(
-        adapter=run.adapter,
-        lr=run.lr,
-        tasks=[*run.tasks],
-        new_tasks=[*run.new_tasks],
-        parts=[],
-        few_shot_seeds=[*run.few_shot_seeds],
-        **dict(run.setting),
-    )
-    chooser, record = finetune.multi_task(setting, arguments, quiet=True)
-    record = {"adapter": run.adapter, "seed": run.seed, "lr": run.lr} | record
-    record["few_shot"] = finetune.few_shot(chooser, setting, arguments)
-    for part, lr in run.few_shot:
-        trial = dataclasses.replace(setting, parts=[part], few_shot_lr=lr, few_shot_router_lr=lr)
-        found = finetune.few_shot(chooser, trial, arguments, before=False)
-        record["few_shot"] += [one | {"lr": lr} for one in found]
-    return record
+    start, split = time.process_time(), customers.make_split(run.split)
+    reader = make_reader(run, folder, device)
+    common = folder, data, device
+    n_train = len(split.train)
+    train = rows_of(run, split.train, "train", run.rows, 0, *common)
+    test = rows_of(run, split.train, "validation", N_TEST, 0, *common)
+    rates = {"factors": run.lr, "own": run.own_lr, "head": HEAD_RATE}
+    learn(reader, train, rates, STEPS, BATCH, run.seed)
+    counts = {name: sum(p.numel() for p in group) for name, group in reader.groups().items()}
+    record = dataclasses.asdict(run) | {"parameters": counts, "train": right(reader, test, N_TEST)}
+    record["transfers"] = []
+    old = select(test, torch.arange(n_train * N_TEST).view(n_train, -1)[:, :N_OLD].flatten())
+    for part, shots, rate in run.few_shot:
+        trial = {"part": part, "shots": shots, "rate": rate, "right": [], "before": 0, "old": []}
+        forgets = run.forgetting and part == "all" and run.contender != methods.PRIVATE
+        if forgets:
+            trial["before"] = sum(right(reader, old, N_OLD))
+        for customer in split.known + split.new:
+            learner = copy.deepcopy(reader, {id(p): p for p in pretrained(folder)[1].parameters()})
+            if run.contender == methods.PRIVATE:  # the new customer gets a new LoRA
+                fresh = make_reader(run, folder, device)
+                fresh.head.load_state_dict(reader.head.state_dict())
+                learner, new_id = fresh, 0
+            else:
+                learner.add_customers(1)
+                new_id = n_train
+            few = rows_of(run, (customer,), "train", max(SHOTS), new_id, *common)
+            # The first rows, of which each answer has half.
+            few = select(few, _balanced(few["labels"], shots))
+            rates = {"own": rate} if part == "own" else {"factors": rate, "own": OWN_RATE, "head": HEAD_RATE}
+            if run.contender == methods.PRIVATE:
+                del rates["head"]  # it is everyone's, and what others answer must not change
+            learn(learner, few, rates, FEW_STEPS, FEW_ROWS, run.seed)
+            mine = rows_of(run, (customer,), "validation", N_TEST, new_id, *common)
+            trial["right"] += right(learner, mine, N_TEST)
+            if forgets:
+                trial["old"].append(sum(right(learner, old, N_OLD)))
+        record["transfers"].append(trial)
+    return record | {"seconds": round(time.process_time() - start, 1)}
 
 
-def search(profile: Profile, make_run, run_all) -> tuple[dict, dict[str, dict[str, float]]]:
-    """Searches learning rates, by the same rule for every adapter.
+def _balanced(labels, n):
+    """Places of the first n rows, as many of each label."""
+    return torch.cat([(labels.cpu() == label).nonzero()[:, 0][: n // 2] for label in (0, 1)])
 
-    First the rate of training: an adapter is trained on the development tasks, and the accuracy on their
-    validation rows counts. Then those of few-shot transfer: it is trained on the training tasks and
-    transferred to development tasks.
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The search of one contender, on the development split; record: Run -> its record."""
+
+    base: str
+    contender: str
+    record: object
+
+    def _run(self, **changes) -> dict:
+        return self.record(Run(self.base, self.contender, split=0, seed=1, **changes))
+
+    def shape_and_rates(self) -> dict:
+        """The shape, and the rates of factors and of what customers have of their own, with the fewest rows.
+
+        A trial is judged by the accuracy on validation rows of the training customers.
+
+        Returns:
+            {"shape": ..., "lr": ..., "own_lr": ..., "closed": whether all neighbours of the best were tried}
+        """
+        shapes, has_own = SHAPES[self.contender], "own" in parts_of(self.contender)
+        extent = len(shapes), len(RATES), len(OWN_RATES) if has_own else 1
+
+        def neighbours(point):
+            moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a in range(3) for s in (-1, 1)]
+            return [p for p in moved if all(0 <= x < n for x, n in zip(p, extent, strict=True))]
+
+        def settings(point):
+            shape, lr, own = point
+            return {"shape": shapes[shape], "lr": RATES[lr], "own_lr": OWN_RATES[own] if has_own else 0.0}
+
+        def evaluate(point):
+            return sum(self._run(rows=ROWS[0], **settings(point))["train"])
+
+        own = OWN_RATES.index(0.1) if has_own else 0
+        start = [(len(shapes) // 2, RATES.index(lr), own) for lr in (0.001, 0.005, 0.02)]
+        everything = [
+            (s, lr, o) for s in range(extent[0]) for lr in range(extent[1]) for o in range(extent[2])
+        ]
+        best, closed = climb(start, neighbours, everything, evaluate, *TRIALS)
+        return settings(best) | {"closed": closed}
+
+    def rate(self, rows: int) -> float:
+        """The rate of the factors for another number of rows; shape and the other rate stay."""
+        found = self.shape_and_rates()
+        if rows == ROWS[0]:
+            return found["lr"]
+        middle = RATES.index(found["lr"])
+
+        def evaluate(point):
+            changes = {"shape": found["shape"], "own_lr": found["own_lr"], "lr": RATES[point[0]]}
+            return sum(self._run(rows=rows, **changes)["train"])
+
+        return RATES[line(len(RATES), (middle - 1, middle, middle + 1), evaluate)]
+
+    def few_shot(self) -> dict[tuple[str, int], tuple[float, float]]:
+        """{(part, shots): (rate, accuracy in percent)}, after training with the fewest rows.
+
+        The rates of a part are tried for all numbers of shots, until for none the best one is at an end.
+        """
+        found = {k: v for k, v in self.shape_and_rates().items() if k != "closed"}
+        best = {}
+        for part in parts_of(self.contender):
+            scores, new = {}, FEW_START[part]
+            while new:
+                trials = tuple((part, shots, rate) for rate in new for shots in SHOTS)
+                for trial in self._run(rows=ROWS[0], few_shot=trials, **found)["transfers"]:
+                    scores[trial["shots"], trial["rate"]] = (
+                        100 * sum(trial["right"]) / (N_TEST * len(trial["right"]))
+                    )
+                chosen = {n: max((r for s, r in scores if s == n), key=lambda r: scores[n, r]) for n in SHOTS}
+                places = {FEW_RATES.index(rate) for rate in chosen.values()}
+                around = {i + step for i in places for step in (-1, 1)} & set(range(len(FEW_RATES)))
+                tried = {rate for _, rate in scores}
+                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in tried)
+            best |= {(part, n): (rate, scores[n, rate]) for n, rate in chosen.items()}
+        return best
+
+
+def search_one(file: Path, base: str, contender: str, *where) -> None:
+    """The whole search of a contender, or what is left of it."""
+    search = Search(base, contender, Records(file, run_of, functools.partial(_execute, where)))
+    search.few_shot()
+    for rows in ROWS:
+        search.rate(rows)
+
+
+def final_runs(base: str, contender: str, record) -> list[Run]:
+    """The final runs of a contender, block after block.
 
     Args:
-        profile: how large the experiment is.
-        make_run: a function of adapter, seed, lr, tasks and steps, and of the fields of `Run` for transfer.
-        run_all: a function from runs and a title to records.
-
-    Returns:
-        {"training": records, "few_shot": records}, and {adapter: {"lr": ..., "routing": ..., "all": ...}}.
+        record: Run -> its record, of the finished search.
     """
-    records = {"training": [], "few_shot": []}
-
-    def evaluate(new):
-        runs = [make_run(adapter, 0, lr, profile.development, profile.search_steps) for adapter, lr in new]
-        done = run_all(runs, "rates")
-        records["training"] += done
-        return [mean(record["train"]) for record in done]
-
-    best = climb(dict.fromkeys(finetune.ADAPTERS, profile.rates["lr"]), evaluate)
-    chosen = {adapter: {"lr": lr} for adapter, lr in best.items()}
-
-    def evaluate_few_shot(new):
-        wanted = {}  # {adapter: what is new to it}: one run tries all of it
-        for (adapter, part), lr in new:
-            wanted.setdefault(adapter, []).append((part, lr))
-        to = {"new_tasks": profile.transfer, "few_shot_seeds": tasks.FEW_SHOT_SEEDS[:1]}
-        runs = [
-            make_run(adapter, 0, best[adapter], profile.train, few_shot=tuple(trials), **to)
-            for adapter, trials in wanted.items()
-        ]
-        done = run_all(runs, "few-shot rates")
-        records["few_shot"] += done
-        accuracies = {}
-        for record in done:
-            for trial in record["few_shot"]:
-                key = (record["adapter"], trial["part"]), trial.get("lr")
-                accuracies.setdefault(key, []).append(trial["accuracy"])
-        # A frozen model without a head has nothing to train, and no accuracy.
-        return [mean(accuracies.get(key, [0.0])) for key in new]
-
-    keys = [(adapter, part) for adapter in best for part in parts_of(adapter)]
-    for (adapter, part), lr in climb({key: profile.rates[key[1]] for key in keys}, evaluate_few_shot).items():
-        chosen[adapter][part] = lr
-    return records, chosen
+    search = Search(base, contender, record)
+    found = search.shape_and_rates()
+    few_shot = tuple((part, n, rate) for (part, n), (rate, _) in search.few_shot().items())
+    common = {"shape": found["shape"], "own_lr": found["own_lr"]}
+    transfer = {"few_shot": few_shot, "forgetting": True}
+    return [
+        Run(
+            base,
+            contender,
+            rows=rows,
+            split=split,
+            seed=split,
+            lr=search.rate(rows),
+            **common | (transfer if rows == ROWS[0] else {}),
+        )
+        for rows in ROWS
+        for split in SPLITS
+    ]
 
 
-def parts_of(adapter: str) -> tuple[str, ...]:
-    """What few-shot transfer of an adapter can train: routing alone only where it is learned."""
-    routed = adapter != finetune.FROZEN and methods.learns_routing(adapter)
-    return ("routing", "all") if routed else ("all",)
+def final_one(file: Path, run: Run, *where) -> None:
+    """One final run, unless it is recorded."""
+    Records(file, run_of, functools.partial(_execute, where))(run)
 
 
-def accuracies(recorded: dict) -> pandas.DataFrame:
-    """Accuracies of a recorded experiment, in percent, one row for each run, stage and task.
-
-    Returns:
-        Columns: adapter, seed, stage, task, accuracy. The stages are `training tasks`, and for the held-out
-        tasks `before` any training on them, after training `routing alone` or `everything`, as means over
-        the few-shot sets; `transfer` is `routing alone` where routing is learned and `everything` elsewhere.
-    """
-    rows, stages = [], {None: "before", "routing": "routing alone", "all": "everything"}
-    for run in recorded["runs"]:
-        where = {"adapter": run["adapter"], "seed": run["seed"]}
-        for task, accuracy in run["train"].items():
-            rows.append(where | {"stage": "training tasks", "task": task, "accuracy": accuracy})
-        for trial in run["few_shot"]:
-            stage = stages[trial["part"]]
-            rows.append(where | {"stage": stage, "task": trial["task"], "accuracy": trial["accuracy"]})
-            routed = run["parameters"]["routing"] > 0
-            if trial["part"] == ("routing" if routed else "all"):
-                rows.append(rows[-1] | {"stage": "transfer"})
-    keys = ["adapter", "seed", "stage", "task"]
-    return pandas.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
+def _execute(where, run):
+    return execute(run, *where)
 
 
-def table(recorded: dict) -> pandas.DataFrame:
-    """The runs of a recorded experiment, in the columns of `lab.english.experiment.table`.
-
-    Returns:
-        Columns: width (here the model's name) and split (always 1), adapter, seed, lr; `factors`, `routing`
-        and `head`, trainable parameters; `minutes` of training, `tokens/s`, `memory (GB)`, where they are
-        known; the stages of `accuracies`, means over tasks.
-    """
-    means = accuracies(recorded).groupby(["adapter", "seed", "stage"])["accuracy"].mean()
-    rows = []
-    for run in recorded["runs"]:
-        row = {"width": recorded["provenance"]["model"], "split": 1}
-        row |= {name: run[name] for name in ("adapter", "seed", "lr")} | run["parameters"]
-        if run.get("seconds"):  # not of a run that was interrupted, nor of one without a trained part
-            row |= {"minutes": run["seconds"] / 60, "tokens/s": run["tokens"] / run["seconds"]}
-        if run.get("memory"):
-            row["memory (GB)"] = run["memory"] / 1e9
-        rows.append(row | means[run["adapter"], run["seed"]].to_dict())
-    return pandas.DataFrame(rows)
+def search_file(folder: Path, contender: str) -> Path:
+    """Where the trials of a contender are recorded."""
+    return folder / f"search_{contender}.jsonl".replace(" ", "_").replace(",", "")
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    """The command. Returns what it writes."""
+def main():
+    """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("profile", choices=PROFILES)
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="hub or folder")
-    parser.add_argument("--data", help="folder of data sets, see lab.real.tasks (default: the hub)")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--cache", type=Path, default=BOOK.parent / "_build" / "real", help="finished runs")
-    parser.add_argument("--out", type=Path, help="default: results/, and the profile's file")
-    options = parser.parse_args(arguments)
-    profile = PROFILES[options.profile]
-    out = options.out or RESULTS / profile.out
-    where = provenance("lab.real.experiment", "cpu" if profile.arguments.get("use_cpu") else "cuda")
-    where |= {
-        "command": f"python -m lab.real.experiment {options.profile}",
-        "model": Path(options.model).name,
-        "workers": options.workers or os.cpu_count(),
-    }
-    few_shot_seeds = profile.few_shot_seeds or tasks.FEW_SHOT_SEEDS[: len(profile.seeds)]
-    whole = finetune.Setting(
-        model=options.model,
-        data=options.data,
-        tasks=[*profile.train],
-        new_tasks=[*profile.held_out],
-        few_shot_seeds=[*few_shot_seeds],
-        **profile.setting,
-    )
-    finetune.word_all(dataclasses.replace(whole, tasks=[*profile.train, *profile.development]))
-    of_run = {"adapter", "lr", "tasks", "new_tasks", "parts", "few_shot_seeds", "transfer"}
-    setting = {name: value for name, value in dataclasses.asdict(whole).items() if name not in of_run}
-
-    def make_run(adapter, seed, lr, tasks, steps=None, **transfer):
-        arguments = profile.arguments | ({"max_steps": steps} if steps else {})
-        return Run(adapter, seed, lr, tasks, tuple(setting.items()), tuple(arguments.items()), **transfer)
-
-    def run_all(runs, title):
-        one = functools.partial(execute, checkpoints=options.cache / "checkpoints")
-        return execute_all(one, runs, title, options.cache, options.workers)
-
-    searched, chosen = search(profile, make_run, run_all)
-    result = {
-        "provenance": where,
-        "profile": dataclasses.asdict(profile),
-        "baselines": finetune.baselines(whole),
-        "chosen": chosen,
-        "search": searched,
-        "runs": [],
-    }
-    for i, seed in enumerate(profile.seeds):  # all adapters of a seed, then those of the next
-        own = few_shot_seeds if profile.few_shot_seeds else few_shot_seeds[i : i + 1]
-        to = {"new_tasks": profile.held_out, "few_shot_seeds": own}
-        runs = []
-        for adapter, rates in chosen.items():
-            few_shot = tuple((part, rates[part]) for part in parts_of(adapter))
-            runs.append(make_run(adapter, seed, rates["lr"], profile.train, few_shot=few_shot, **to))
-        result["runs"] += run_all(runs, f"seed {seed}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result) + "\n")
-        print(f"{out}: {len(result['runs'])} runs")
-    return result
+    parser.add_argument("base", choices=BASES)
+    parser.add_argument("--model", help="folder of the pretrained model (default: the hub)")
+    parser.add_argument("--data", help="folder of the data sets, see customers.py (default: the hub)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--results", type=Path, help="folder of the finished runs (default: in results/)")
+    arguments = parser.parse_args()
+    folder = arguments.results or RESULTS / f"customers_{arguments.base}"
+    where = (arguments.model or BASES[arguments.base].hub, arguments.data, arguments.device)
+    command = f"python -m lab.real.experiment {arguments.base} --device {arguments.device}"
+    append(folder / "provenance.jsonl", provenance("", arguments.device) | {"command": command})
+    searches = [(search_one, search_file(folder, name), arguments.base, name, *where) for name in SHAPES]
+    work(searches, arguments.workers, "search")
+    runs = [
+        run
+        for name in SHAPES
+        for run in final_runs(arguments.base, name, Records(search_file(folder, name), run_of))
+    ]
+    runs.sort(key=lambda run: (run.split, run.rows))  # contenders take turns
+    work([(final_one, folder / "final.jsonl", run, *where) for run in runs], arguments.workers, "final")
 
 
 if __name__ == "__main__":
