@@ -172,6 +172,8 @@ def growth(measured: pandas.DataFrame, column: str, ylabel: str, title: str):
         axes.axhline(1, color="black", lw=1, ls=":")
         axes.set_xlabel({"experts": "skills or tensor rank", "n_tasks": "tasks"}.get(option, option))
     grid[0].set_ylabel(ylabel)
+    grid[0].set_yscale("log", base=2)
+    grid[0].yaxis.set_major_formatter("{x:g}")
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
     figure.suptitle(title, x=0.02, ha="left")
