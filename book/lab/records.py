@@ -118,17 +118,3 @@ def paired_difference(runs: pandas.DataFrame, width: int, a: str, b: str, column
 def verdict(difference: float, half: float) -> str:
     """'higher' or 'lower' where the interval excludes 0, else 'undecided'."""
     return "undecided" if abs(difference) <= half else "higher" if difference > 0 else "lower"
-
-
-def task_difference(accuracies: pandas.DataFrame, a: str, b: str, stage: str) -> tuple[float, float]:
-    """Adapter a minus adapter b over the tasks of a stage, each task's accuracy a mean over its seeds.
-
-    Args:
-        accuracies: with the columns adapter, seed, stage, task and accuracy.
-
-    Returns:
-        The mean difference and the half-width of its 95 % interval: how it varies from task to task.
-    """
-    means = accuracies[accuracies["stage"] == stage].groupby(["adapter", "task"])["accuracy"].mean()
-    difference = means[a] - means[b]
-    return difference.mean(), half_width(difference)

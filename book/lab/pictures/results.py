@@ -21,8 +21,6 @@ COLORS = {
 MARKERS = dict(zip(COLORS, "sxPo^DvX", strict=False))
 
 # With the model that has no adapter.
-REAL_COLORS = COLORS | {"frozen": "#56B4E9"}
-REAL_MARKERS = MARKERS | {"frozen": "*"}
 
 # A white ground keeps black text legible on the site's dark pages.
 STYLE = {
@@ -210,84 +208,6 @@ def learning_rates(searched: list[dict], chosen: dict):
     figure.legend(handles, list(COLORS), loc="outside right upper", frameon=False)
     figure.suptitle("Every adapter's best learning rate lies inside the grid", x=0.02, ha="left")
     return figure
-
-
-def real_rates(searched: dict, chosen: dict, title: str):
-    """The search on real tasks: accuracy against learning rate, the chosen rate marked.
-
-    Args:
-        searched: {"training": records, "few_shot": records} of `lab.real.experiment`.
-        chosen: {adapter: {"lr": ..., "routing": ..., "all": ...}}.
-        title: of the figure.
-    """
-    panels = {"lr": "training", "routing": "transfer: routing alone", "all": "transfer: everything"}
-    points = {name: {} for name in panels}  # {panel: {adapter: {rate: accuracies}}}
-    for record in searched["training"]:
-        own = points["lr"].setdefault(record["adapter"], {})
-        own[record["lr"]] = [records.mean(record["train"])]
-    for record in searched["few_shot"]:
-        for trial in record["few_shot"]:
-            if trial["part"] is not None:
-                own = points[trial["part"]].setdefault(record["adapter"], {})
-                own.setdefault(trial["lr"], []).append(trial["accuracy"])
-    figure, grid = plt.subplots(1, 3, figsize=(9, 3), sharey=False)
-    for axes, (part, name) in zip(grid, panels.items(), strict=True):
-        for adapter, found in points[part].items():
-            rates = sorted(found)
-            style = {"color": REAL_COLORS[adapter], "lw": 1.2}
-            axes.plot(rates, [records.mean(found[rate]) for rate in rates], **style)
-            best = chosen[adapter][part]
-            axes.plot(best, records.mean(found[best]), REAL_MARKERS[adapter], ms=6, **style)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-        axes.set_xlabel("learning rate")
-        axes.set_title(name, fontsize="small")
-    grid[0].set_ylabel("accuracy (%)")
-    _real_legend(figure, chosen)
-    figure.suptitle(title, x=0.02, ha="left")
-    return figure
-
-
-def real_panels(panels: dict[str, pandas.DataFrame], lines: dict[str, dict], title: str, columns: int = 5):
-    """Accuracy of every adapter, a panel each for tasks or for means over tasks.
-
-    Args:
-        panels: {title: accuracies with the columns adapter and accuracy}; dots are single runs, a marker
-            their mean, with three runs or more a whisker its 95 % interval.
-        lines: {title: {"chance": ..., "majority": ...}}, accuracies without any learning.
-        title: of the figure.
-        columns: panels side by side.
-    """
-    rows = -(-len(panels) // columns)
-    size = (1.55 * columns + 1.6, 2.1 * rows + 0.5)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    adapters = list(dict.fromkeys(name for table in panels.values() for name in table["adapter"]))
-    for axes, (name, table) in zip(grid.flat, panels.items(), strict=False):
-        for x, adapter in enumerate(adapters):
-            values = table.loc[table["adapter"] == adapter, "accuracy"]
-            color = REAL_COLORS[adapter]
-            axes.plot([x] * len(values), values, "o", ms=2.5, mfc="none", mec=color, mew=0.6)
-            half = records.half_width(values) if len(values) > 2 else None  # of two it tells nothing
-            axes.errorbar(x, values.mean(), half, fmt=REAL_MARKERS[adapter], color=color, ms=5)
-        seen = [*table["accuracy"], *lines[name].values()]
-        axes.set_ylim(min(seen) - 6, max(seen) + 6)  # a few runs may make whiskers longer than the panel
-        axes.axhline(lines[name]["chance"], color="#555555", ls=":", lw=1)
-        axes.axhline(lines[name]["majority"], color="#555555", ls="--", lw=1)
-        axes.set_xticks([])
-        axes.set_title(name, fontsize="small")
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy (%)")
-    _real_legend(figure, adapters, {"majority": "--", "chance": ":"})
-    figure.suptitle(title, x=0.02, ha="left")
-    return figure
-
-
-def _real_legend(figure, adapters, lines=()):
-    handles = [plt.Line2D([], [], color=REAL_COLORS[n], marker=REAL_MARKERS[n], ls="") for n in adapters]
-    handles += [plt.Line2D([], [], color="#555555", ls=lines[name], lw=1) for name in lines]
-    figure.legend(handles, [*adapters, *lines], loc="outside right upper", frameon=False)
 
 
 def routing_map(similarity, overlap, names: list[str], title: str):

@@ -11,6 +11,7 @@ trainer.py      training by transformers.Trainer, and going on again
 finetune.py     one multi-task fine-tune and its few-shot transfer, by one command
 serve.py        a trained model answers, gets new tasks, and is exported
 __main__.py     all of that as commands
-experiment.py   the whole experiment, by one command, recorded as JSON
+customers.py    thirty customers who ask different things of the same texts
+experiment.py   the experiment on them, by one command
 plans.py        parameters and memory of models that are too large to load
 """

@@ -172,13 +172,18 @@ def pretrained(folder: str):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
+    return model, upper_half(model), tokenizer
+
+
+def upper_half(model: nn.Module) -> nn.Module:
+    """The upper half of a model's blocks, called with the lower half's states as `inputs_embeds`."""
     upper = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     blocks = upper.encoder if hasattr(upper, "encoder") else upper
     name = "layer" if hasattr(blocks, "layer") else "layers"
     setattr(blocks, name, getattr(blocks, name)[half(model) :])
     if hasattr(upper, "embeddings"):  # a BERT, which adds places to what it is given
         upper.embeddings = _Passed()
-    return model, upper, tokenizer
+    return upper
 
 
 def half(model) -> int:

@@ -29,6 +29,23 @@ SHA256 = {
 }
 
 
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def find() -> str | None:
+    """The language model that a notebook takes: a folder, or a name on the hub; None: there is none.
+
+    It is what the environment's MINITENSORPOLY_MODEL names ("none": none), or what `make_model` made, or, on
+    a machine with a GPU, the same model of the hub.
+    """
+    named = os.environ.get("MINITENSORPOLY_MODEL")
+    if named:
+        return None if named == "none" else named
+    if (FOLDER / "config.json").exists():
+        return str(FOLDER)
+    return HUB if torch.cuda.is_available() else None
+
+
 def make_model(folder: str | os.PathLike = FOLDER) -> Path:
     """Fetches and converts the model, unless the folder has it.
 
