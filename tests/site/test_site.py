@@ -26,6 +26,7 @@ TOPICS = {
     "book/09_finetune": "GPU fine-tune",
     "book/10_cost": "memory cost",
     "book/11_use": "use project",
+    "book/12_own_tasks": "own tasks",
 }
 
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS)

@@ -59,7 +59,8 @@ def add_task(options) -> None:
     }
     for task in task_file.read(options.task_file).values():
         found = model.add_task(task, options.part, **training)
-        print(pandas.DataFrame({when: found[when] for when in ("before", "after")}).round(1).to_string())
+        columns = {name: found[name] for name in ("before", "after", "rows")}
+        print("Accuracy in percent", pandas.DataFrame(columns).round(1).to_string(), sep="\n")
         if found["part"] == "routing":
             print(
                 f"Only the routing of {task.name} was trained: the other tasks' answers are what they were."

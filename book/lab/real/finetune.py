@@ -43,7 +43,18 @@ from .serve import TaskModel
 from .settings import ADAPTERS, DTYPES, FROZEN, RATES, Arguments, Setting, make_parser
 from .trainer import AdapterTrainer, count, learn_briefly, newest_checkpoint
 
-__all__ = ["ADAPTERS", "FROZEN", "RATES", "Arguments", "Setting", "count", "few_shot", "main", "multi_task"]
+__all__ = [
+    "ADAPTERS",
+    "FROZEN",
+    "RATES",
+    "Arguments",
+    "Setting",
+    "count",
+    "few_shot",
+    "main",
+    "multi_task",
+    "run",
+]
 
 
 TRANSFERS = "few_shot.jsonl"
@@ -346,6 +357,25 @@ def main(arguments: list[str] | None = None) -> dict:
         setting, training, notes = prepare(arguments)
     except (ValueError, TypeError, KeyError, OSError) as error:  # whoever typed it needs no traceback
         _parser().error(error.args[0] if isinstance(error, KeyError) else str(error))
+    return _run(setting, training, notes)
+
+
+def run(setting: Setting, arguments: Arguments) -> dict:
+    """What the command does: trains, transfers, prints a table, and writes a model that answers.
+
+    Args:
+        setting, arguments: what and how.
+
+    Returns:
+        What is in OUTPUT_DIR/result.json. The model is in OUTPUT_DIR/model, for `serve.TaskModel.load`.
+
+    Raises:
+        ValueError, OSError: a row of the data has a fault, or a file is missing; nothing was trained then.
+    """
+    return _run(setting, arguments, word_all(setting))
+
+
+def _run(setting, training, notes):
     folder, says = Path(training.output_dir), training.should_log
     if says:
         print(*notes, sep="\n", end="\n" * bool(notes))

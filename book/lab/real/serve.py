@@ -62,7 +62,8 @@ class TaskModel:
             raise FileNotFoundError(f"{folder} has no model.json, so no trained model{advice}")
         source = json.loads((folder / "model.json").read_text()) | ({"name": model} if model else {})
         known = task_file.read(folder / "tasks.json", check_data=False)
-        chooser = load_chooser(**source)
+        dtype = source.pop("dtype", None)
+        chooser = load_chooser(**source, dtype=dtype and getattr(torch, dtype))
         chooser.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         chooser.requires_grad_(False)
         mtp.load(chooser.model, folder)
@@ -80,6 +81,7 @@ class TaskModel:
         task_file.write(folder / "tasks.json", self.tasks)
         local = Path(self.source["name"]).expanduser()
         source = self.source | ({"name": str(local.resolve())} if local.exists() else {})
+        source["dtype"] = str(self.chooser.model.dtype).removeprefix("torch.")  # or answers would differ
         (folder / "model.json").write_text(json.dumps(source, indent=2) + "\n")
 
     def id_of(self, name: str) -> int:
@@ -183,9 +185,9 @@ class TaskModel:
             seed: of the order of the rows.
 
         Returns:
-            {"part": ..., "before": {task: accuracy}, "after": {task: accuracy}, "unread": {task: why}},
-            accuracies in percent on validation rows: of the new task, and for "all" of every other whose
-            rows can be read.
+            {"part": ..., "before": {task: accuracy}, "after": {task: accuracy}, "rows": {task: how many},
+            "unread": {task: why}}, accuracies in percent on validation rows: of the new task, and for
+            "all" of every other whose rows can be read.
 
         Raises:
             ValueError: there is a task of this name, or the method does not learn routing, or a row of the
@@ -200,7 +202,9 @@ class TaskModel:
                 "private LoRA has nothing that tasks share: train it again, with the new task too"
             )
         part = part or ("routing" if logits else "all")
-        train = tasks.examples(task, tasks.load(task, "train"), new_id, most_choices=Setting.most_choices)
+        # Prompts are taken in turn: where answers alternate in a file, each would go with one prompt.
+        rows = tasks.numbered(tasks.load(task, "train")).shuffle(seed=seed)
+        train = tasks.examples(task, rows, new_id, most_choices=Setting.most_choices)
         tests, unread = {new_id: _validation(task, new_id)}, {}
         for i, old in enumerate(self.tasks if part == "all" else []):
             try:
@@ -221,7 +225,8 @@ class TaskModel:
             before = learn_briefly(self.chooser, arguments, steps, rates, names, None, test)
             after = learn_briefly(self.chooser, arguments, steps, rates, names, train, test)
         self.chooser.eval()
-        return {"part": part, "before": before, "after": after, "unread": unread}
+        rows = {name: [*test["task"]].count(name) for name in before}
+        return {"part": part, "before": before, "after": after, "rows": rows, "unread": unread}
 
     @torch.no_grad()
     def export(self, name: str, folder: str | Path, merged: bool = False) -> None:
