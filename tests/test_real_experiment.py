@@ -75,9 +75,9 @@ def save_model(kind, folder):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
-def folder(request, tmp_path_factory):
-    return save_model(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_model("bert", tmp_path_factory.mktemp("bert"))
 
 
 # ------------------------------------------------------------ who asks what
@@ -147,7 +147,9 @@ def run(contender="Poly", **changes):
     return experiment.Run(contender=contender, **usual | changes)
 
 
-def test_the_two_halves_are_the_whole(folder):
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_the_two_halves_are_the_whole(kind, tmp_path):
+    folder = save_model(kind, tmp_path)
     model, _, tokenizer = experiment.pretrained(folder)
     reader = experiment.make_reader(run("LoRA, vector"), folder, "cpu")
     pairs = [("a card", 0), ("something much longer than that", 1)]
@@ -168,16 +170,13 @@ def test_the_two_halves_are_the_whole(folder):
 
 
 @pytest.mark.parametrize("contender", experiment.SHAPES)
-def test_a_run_is_recorded_and_repeated(contender, folder, data, monkeypatch):
+def test_a_run_is_recorded(contender, bert, data, monkeypatch):
     for name, small in {"STEPS": 3, "FEW_STEPS": 2, "N_TEST": 4, "N_OLD": 2, "SHOTS": (2, 4)}.items():
         monkeypatch.setattr(experiment, name, small)
-    llama = experiment.pretrained(folder)[0].config.model_type == "llama"
     monkeypatch.setattr(experiment, "BUDGET", 4)
     few_shot = tuple((part, 2, 0.01) for part in experiment.parts_of(contender))
     wanted = run(contender, few_shot=few_shot, forgetting=True)
-    if llama:
-        wanted = dataclasses.replace(wanted, base="smollm2")
-    record = json.loads(json.dumps(experiment.execute(wanted, folder, data, "cpu")))
+    record = json.loads(json.dumps(experiment.execute(wanted, bert, data, "cpu")))
     assert experiment.run_of(record).key == wanted.key
     assert len(record["train"]) == 30 and max(record["train"]) <= 4
     assert [trial["part"] for trial in record["transfers"]] == [part for part, *_ in few_shot]
@@ -185,16 +184,15 @@ def test_a_run_is_recorded_and_repeated(contender, folder, data, monkeypatch):
         assert len(trial["right"]) == 7 and max(trial["right"]) <= 4
         changes_others = trial["part"] == "all" and contender != methods.PRIVATE
         assert len(trial["old"]) == (7 if changes_others else 0)
-    again = experiment.execute(wanted, folder, data, "cpu")
-    assert {k: v for k, v in again.items() if k != "seconds"} == {
-        k: tuple(map(tuple, v)) if k == "few_shot" else v for k, v in record.items() if k != "seconds"
-    }
+    if contender == "Poly":  # the same run gives the same record
+        again = json.loads(json.dumps(experiment.execute(wanted, bert, data, "cpu")))
+        assert again | {"seconds": 0} == record | {"seconds": 0}
 
 
 @pytest.mark.parametrize("contender", ["LoRA, vector", "TensorPoly-II"])
-def test_what_a_customer_has_of_its_own_changes_no_others_answers(contender, folder, data):
-    reader = experiment.make_reader(run(contender), folder, "cpu")
-    rows = experiment.rows_of(run(), customers.make_split(1).train[:2], "train", 4, 0, folder, data, "cpu")
+def test_what_a_customer_has_of_its_own_changes_no_others_answers(contender, bert, data):
+    reader = experiment.make_reader(run(contender), bert, "cpu")
+    rows = experiment.rows_of(run(), customers.make_split(1).train[:2], "train", 4, 0, bert, data, "cpu")
     experiment.learn(reader, rows, {"factors": 0.1, "own": 0.1, "head": 0.1}, 2, 4, seed=0)
     learner = copy.deepcopy(reader)
     learner.add_customers(1)

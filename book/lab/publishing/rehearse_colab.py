@@ -89,7 +89,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("notebooks", nargs="*", default=["09_finetune"], help="their names")
+    parser.add_argument("notebooks", nargs="*", default=["09_finetune", "12_own_tasks"], help="their names")
     parser.add_argument("--published", metavar="ADDRESS", help="of a repository that has the branch colab")
     options = parser.parse_args()
     for variable in ("PYTHONPATH", "VIRTUAL_ENV"):
