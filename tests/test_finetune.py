@@ -139,7 +139,16 @@ def test_baselines_count_labels_and_choices(model):
     assert found["trec"]["chance"] == pytest.approx(100 / 6)
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not(model, tmp_path, monkeypatch):
+@pytest.fixture
+def one_thread():
+    """Two threads add in another order, if the machine is busy: a last digit may change from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(model, tmp_path, monkeypatch, one_thread):
     finetune.multi_task(*parse(options(model, tmp_path / "whole")))
     original, calls = choosers.Chooser.collate, []
 
@@ -158,7 +167,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(model, tmp_path, monkeyp
     before = before["stateful_callbacks"]["Clock"]["attributes"]["before"]
     assert finetune.multi_task(*arguments)[1]["seconds"] > before > 0  # of both parts
     whole, parts = trained(tmp_path / "whole"), trained(tmp_path / "parts")
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # kernels may round by where memory lies
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
 
 
 def test_checkpoints_hold_what_is_trained(model, tmp_path):
@@ -323,7 +332,7 @@ def test_a_transfer_that_was_killed_goes_on_where_it_was(model, tmp_path, monkey
 
 
 @pytest.mark.parametrize("broken", ["trainer_state.json", "model.safetensors", "optimizer.pt"])
-def test_an_incomplete_checkpoint_is_passed_over(model, tmp_path, capsys, broken):
+def test_an_incomplete_checkpoint_is_passed_over(model, tmp_path, capsys, one_thread, broken):
     arguments = options(model, tmp_path, save_total_limit=5)
     finetune.multi_task(*parse(arguments))
     whole, file = trained(tmp_path), tmp_path / "checkpoint-6" / broken
@@ -331,7 +340,7 @@ def test_an_incomplete_checkpoint_is_passed_over(model, tmp_path, capsys, broken
     capsys.readouterr()
     finetune.multi_task(*parse(arguments))
     assert "checkpoint-6 is incomplete" in capsys.readouterr().out
-    torch.testing.assert_close(trained(tmp_path), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained(tmp_path), whole, rtol=0, atol=0)
 
 
 def test_the_optimizers_arguments_are_heeded(encoder, tmp_path):
