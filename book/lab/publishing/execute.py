@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import re
+import tempfile
 import threading
 import time
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from ..records import BOOK, RESULTS
 COSTS = RESULTS / "chapters.json"
 COST_LINE = re.compile(r"^\*\*What it costs\.\*\* .*$", re.M)
 VERSIONS = ("torch", "transformers", "datasets", "peft")
+OWN_FOLDER = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w+")  # of a run, another each time
 
 
 def cost_line(cost: dict) -> str:
@@ -71,6 +73,9 @@ def execute(path: Path) -> dict:
         cell.metadata.pop("execution", None)  # times, different at every run
         if cell.cell_type == "code":  # progress bars
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output.text = OWN_FOLDER.sub("...", output.text)
     notebook.metadata["language_info"] = {"name": "python"}
     first = notebook.cells[0]
     first.source = COST_LINE.sub(cost_line(cost), first.source)
