@@ -1,5 +1,6 @@
 """What the website promises its readers, tried in a real browser by `make test-site`."""
 
+import ast
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -155,6 +156,15 @@ def test_copy_buttons_copy(desk, origin, notebook):
         cell.hover()
         cell.locator("button.copybtn").click()
         assert desk.evaluate("navigator.clipboard.readText()") == cell.locator("pre").text_content().rstrip()
+
+
+@each_notebook
+def test_cells_that_show_something_have_no_assertions(desk, origin, notebook):
+    desk.goto(f"{origin}{notebook}.html")
+    shown = desk.locator(".cell:has(> .cell_output) .cell_input pre").all_text_contents()
+    assert shown or notebook not in TOPICS
+    for code in shown:
+        assert not [one for one in ast.parse(code).body if isinstance(one, ast.Assert)], code
 
 
 @each_notebook
