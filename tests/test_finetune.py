@@ -178,18 +178,14 @@ def test_checkpoints_hold_what_is_trained(model, tmp_path):
         assert (name in saved) == parameter.requires_grad
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_have_the_losses_of_one(model, tmp_path, launcher):
+def test_two_processes_have_the_losses_of_one(model, tmp_path):
+    """Launched by torchrun; tests/test_task_ids.py launches by accelerate."""
     folder = tmp_path / "two"
     # Four full batches: of an incomplete one, each process would repeat other rows.
     common = {"tasks": [*prompts.TRAIN][:10], "transfer": False, "max_steps": 4}
     arguments = options(model, folder, per_device_train_batch_size=3, **common)
     environment = os.environ | {"PYTHONPATH": f"{BOOK}{os.pathsep}{BOOK.parent}", "OMP_NUM_THREADS": "1"}
-    two = {
-        "torchrun": "torch.distributed.run --standalone --nproc-per-node 2",
-        "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
-        " --mixed_precision no --dynamo_backend no --main_process_port 0",
-    }[launcher]
+    two = "torch.distributed.run --standalone --nproc-per-node 2"
     command = [sys.executable, "-m", *two.split(), "-m", "lab.real.finetune", *arguments]
     done = subprocess.run(command, env=environment, cwd=BOOK, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
