@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,14 +59,8 @@ BASES = {
     "smollm2": Base("HuggingFaceTB/SmolLM2-135M-Instruct", r".*\.(q_proj|k_proj|v_proj)"),
 }
 BUDGET = 8  # rank of the LoRA that has as many factors
-_MATRICES, _PRODUCTS = (
-    ("n_skills=2", "n_skills=4", "n_skills=8"),
-    (
-        "tensor_rank=4",
-        "tensor_rank=8",
-        "tensor_rank=16",
-    ),
-)
+_MATRICES = ("n_skills=2", "n_skills=4", "n_skills=8")
+_PRODUCTS = ("tensor_rank=4", "tensor_rank=8", "tensor_rank=16")
 # {contender: shapes}; the rank of a shape follows from the budget.
 SHAPES = {
     "LoRA": ("",),
@@ -152,7 +147,7 @@ class Reader(nn.Module):
         return found
 
     def add_customers(self, n: int) -> None:
-        """Adds customers: their routing is uniform, their vectors are zero."""
+        """Adds customers: their routing is the mean of the others', their vectors are zero."""
         mtp.add_tasks(self.model, n)
         if self.vectors is not None:
             more = torch.zeros_like(self.vectors[:1]).expand(n, -1)
@@ -320,28 +315,32 @@ def execute(run: Run, folder: str, data: str | None, device: str) -> dict:
     record = dataclasses.asdict(run) | {"parameters": counts, "train": right(reader, test, N_TEST)}
     record["transfers"] = []
     old = select(test, torch.arange(n_train * N_TEST).view(n_train, -1)[:, :N_OLD].flatten())
+    before = sum(right(reader, old, N_OLD)) if run.forgetting else 0
+    private = run.contender == methods.PRIVATE
+    new_id = 0 if private else n_train  # a new private LoRA is the first of an adapter of its own
+    new = [
+        (
+            rows_of(run, (customer,), "train", max(SHOTS), new_id, *common),
+            rows_of(run, (customer,), "validation", N_TEST, new_id, *common),
+        )
+        for customer in (split.known + split.new if run.few_shot else ())
+    ]
     for part, shots, rate in run.few_shot:
-        trial = {"part": part, "shots": shots, "rate": rate, "right": [], "before": 0, "old": []}
-        forgets = run.forgetting and part == "all" and run.contender != methods.PRIVATE
-        if forgets:
-            trial["before"] = sum(right(reader, old, N_OLD))
-        for customer in split.known + split.new:
-            learner = copy.deepcopy(reader, {id(p): p for p in pretrained(folder)[1].parameters()})
-            if run.contender == methods.PRIVATE:  # the new customer gets a new LoRA
-                fresh = make_reader(run, folder, device)
-                fresh.head.load_state_dict(reader.head.state_dict())
-                learner, new_id = fresh, 0
+        forgets = run.forgetting and part == "all" and not private
+        trial = {"part": part, "shots": shots, "rate": rate, "right": []}
+        trial |= {"before": before if forgets else 0, "old": []}
+        for few, mine in new:
+            if private:
+                learner = make_reader(run, folder, device)
+                learner.head.load_state_dict(reader.head.state_dict())
             else:
+                learner = copy.deepcopy(reader, {id(p): p for p in pretrained(folder)[1].parameters()})
                 learner.add_customers(1)
-                new_id = n_train
-            few = rows_of(run, (customer,), "train", max(SHOTS), new_id, *common)
-            # The first rows, of which each answer has half.
-            few = select(few, _balanced(few["labels"], shots))
+            few = select(few, _balanced(few["labels"], shots))  # its first rows
             rates = {"own": rate} if part == "own" else {"factors": rate, "own": OWN_RATE, "head": HEAD_RATE}
-            if run.contender == methods.PRIVATE:
+            if private:
                 del rates["head"]  # it is everyone's, and what others answer must not change
             learn(learner, few, rates, FEW_STEPS, FEW_ROWS, run.seed)
-            mine = rows_of(run, (customer,), "validation", N_TEST, new_id, *common)
             trial["right"] += right(learner, mine, N_TEST)
             if forgets:
                 trial["old"].append(sum(right(learner, old, N_OLD)))
@@ -360,7 +359,7 @@ class Search:
 
     base: str
     contender: str
-    record: object
+    record: Callable
 
     def _run(self, **changes) -> dict:
         return self.record(Run(self.base, self.contender, split=0, seed=1, **changes))
