@@ -1,6 +1,7 @@
 """The search: shapes and learning rates of a contender, on the development split, by one rule for all."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 
@@ -187,15 +188,31 @@ class Search:
             }
 
         for part in self._parts:
-            scores, new = {}, FEW_START[part]
-            while new:
-                scores |= evaluate(part, new)
-                chosen = {shots: max(_of(scores, shots), key=_of(scores, shots).get) for shots in SHOTS}
-                places = {FEW_RATES.index(rate) for rate in chosen.values()}
-                around = {i + step for i in places for step in (-1, 1)} & set(range(len(FEW_RATES)))
-                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in _of(scores, SHOTS[0]))
-            best |= {(part, shots): (rate, scores[shots, rate]) for shots, rate in chosen.items()}
+            found_rates = rates_inside(FEW_RATES, FEW_START[part], SHOTS, functools.partial(evaluate, part))
+            best |= {(part, shots): found for shots, found in found_rates.items()}
         return best
+
+
+def rates_inside(rates: tuple, start: tuple, shots: tuple, evaluate) -> dict[int, tuple[float, float]]:
+    """The best rate for each number of examples: tried until for none of them it lies at an end.
+
+    Args:
+        rates: all that may be tried, in their order.
+        start: those to begin with.
+        shots: numbers of examples.
+        evaluate: new rates -> {(shots, rate): score}.
+
+    Returns:
+        {shots: (the best rate, its score)}
+    """
+    scores, new = {}, start
+    while new:
+        scores |= evaluate(new)
+        chosen = {n: max(_of(scores, n), key=_of(scores, n).get) for n in shots}
+        places = {rates.index(rate) for rate in chosen.values()}
+        around = {i + step for i in places for step in (-1, 1)} & set(range(len(rates)))
+        new = tuple(rates[i] for i in sorted(around) if rates[i] not in _of(scores, shots[0]))
+    return {n: (rate, scores[n, rate]) for n, rate in chosen.items()}
 
 
 def _of(scores, shots):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import minitensorpoly as mtp
 
 from .. import methods
-from ..english.search import OWN_RATES, RATES, climb, line
+from ..english.search import OWN_RATES, RATES, climb, line, rates_inside
 from ..records import RESULTS, provenance
 from ..runs import Records, append, work
 from . import customers
@@ -414,20 +414,17 @@ class Search:
         """
         found = {k: v for k, v in self.shape_and_rates().items() if k != "closed"}
         best = {}
+
+        def evaluate(part, rates):
+            trials = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
+            return {
+                (trial["shots"], trial["rate"]): 100 * sum(trial["right"]) / (N_TEST * len(trial["right"]))
+                for trial in self._run(rows=ROWS[0], few_shot=trials, **found)["transfers"]
+            }
+
         for part in parts_of(self.contender):
-            scores, new = {}, FEW_START[part]
-            while new:
-                trials = tuple((part, shots, rate) for rate in new for shots in SHOTS)
-                for trial in self._run(rows=ROWS[0], few_shot=trials, **found)["transfers"]:
-                    scores[trial["shots"], trial["rate"]] = (
-                        100 * sum(trial["right"]) / (N_TEST * len(trial["right"]))
-                    )
-                chosen = {n: max((r for s, r in scores if s == n), key=lambda r: scores[n, r]) for n in SHOTS}
-                places = {FEW_RATES.index(rate) for rate in chosen.values()}
-                around = {i + step for i in places for step in (-1, 1)} & set(range(len(FEW_RATES)))
-                tried = {rate for _, rate in scores}
-                new = tuple(FEW_RATES[i] for i in sorted(around) if FEW_RATES[i] not in tried)
-            best |= {(part, n): (rate, scores[n, rate]) for n, rate in chosen.items()}
+            chosen = rates_inside(FEW_RATES, FEW_START[part], SHOTS, functools.partial(evaluate, part))
+            best |= {(part, shots): rate_and_score for shots, rate_and_score in chosen.items()}
         return best
 
 
