@@ -147,11 +147,11 @@ class Reader(nn.Module):
         return found
 
     def add_customers(self, n: int) -> None:
-        """Adds customers: their routing is the mean of the others', their vectors are zero."""
+        """Adds customers: their routing, or their vectors, are the mean of the others'."""
         mtp.add_tasks(self.model, n)
         if self.vectors is not None:
-            more = torch.zeros_like(self.vectors[:1]).expand(n, -1)
-            self.vectors = nn.Parameter(torch.cat([self.vectors.detach(), more]))
+            old = self.vectors.detach()
+            self.vectors = nn.Parameter(torch.cat([old, old.mean(0, keepdim=True).expand(n, -1)]))
 
 
 class _Passed(nn.Module):
