@@ -192,7 +192,7 @@ def test_a_run_is_recorded(contender, bert, data, monkeypatch):
 @pytest.mark.parametrize("contender", ["LoRA, vector", "TensorPoly-II"])
 def test_what_a_customer_has_of_its_own_changes_no_others_answers(contender, bert, data):
     reader = experiment.make_reader(run(contender), bert, "cpu")
-    rows = experiment.rows_of(run(), customers.make_split(1).train[:2], "train", 4, 0, bert, data, "cpu")
+    rows = experiment.rows_of(run().seed, customers.make_split(1).train[:2], "train", 4, 0, bert, data, "cpu")
     experiment.learn(reader, rows, {"factors": 0.1, "own": 0.1, "head": 0.1}, 2, 4, seed=0)
     learner = copy.deepcopy(reader)
     learner.add_customers(1)

@@ -232,12 +232,13 @@ def encode(pairs: list[tuple], task_ids: list[int], folder: str, device: str) ->
     }
 
 
-def rows_of(run: Run, which, split: str, n: int, first_id: int, folder, data, device) -> dict[str, Tensor]:
+@functools.lru_cache(maxsize=32)  # the trials of a search read the same rows
+def rows_of(seed: int, which, split: str, n: int, first_id: int, folder, data, device) -> dict[str, Tensor]:
     """n rows of each customer of a tuple, one customer after the other, whose ids count from first_id."""
     all_of = texts(data)
     pairs, ids = [], []
     for i, customer in enumerate(which):
-        pairs += customers.examples(all_of, customer, split, n, run.seed)
+        pairs += customers.examples(all_of, customer, split, n, seed)
         ids += [first_id + i] * n
     return encode(pairs, ids, folder, device)
 
@@ -307,8 +308,8 @@ def execute(run: Run, folder: str, data: str | None, device: str) -> dict:
     reader = make_reader(run, folder, device)
     common = folder, data, device
     n_train = len(split.train)
-    train = rows_of(run, split.train, "train", run.rows, 0, *common)
-    test = rows_of(run, split.train, "validation", N_TEST, 0, *common)
+    train = rows_of(run.seed, split.train, "train", run.rows, 0, *common)
+    test = rows_of(run.seed, split.train, "validation", N_TEST, 0, *common)
     rates = {"factors": run.lr, "own": run.own_lr, "head": HEAD_RATE}
     learn(reader, train, rates, STEPS, BATCH, run.seed)
     counts = {name: sum(p.numel() for p in group) for name, group in reader.groups().items()}
@@ -320,8 +321,8 @@ def execute(run: Run, folder: str, data: str | None, device: str) -> dict:
     new_id = 0 if private else n_train  # a new private LoRA is the first of an adapter of its own
     new = [
         (
-            rows_of(run, (customer,), "train", max(SHOTS), new_id, *common),
-            rows_of(run, (customer,), "validation", N_TEST, new_id, *common),
+            rows_of(run.seed, (customer,), "train", max(SHOTS), new_id, *common),
+            rows_of(run.seed, (customer,), "validation", N_TEST, new_id, *common),
         )
         for customer in (split.known + split.new if run.few_shot else ())
     ]
