@@ -196,6 +196,9 @@ def test_what_a_customer_has_of_its_own_changes_no_others_answers(contender, ber
     experiment.learn(reader, rows, {"factors": 0.1, "own": 0.1, "head": 0.1}, 2, 4, seed=0)
     learner = copy.deepcopy(reader)
     learner.add_customers(1)
+    own = [p for n, p in learner.named_parameters() if n.endswith("router.logits") or n == "vectors"]
+    for parameter in own:  # starts at the mean of the others'
+        torch.testing.assert_close(parameter[30], parameter[:30].mean(0))
     new = {**rows, "task_ids": torch.full_like(rows["task_ids"], 30)}
     state = {name: p.clone() for name, p in learner.named_parameters()}
     experiment.learn(learner, new, {"own": 0.1}, 3, 4, seed=0)
