@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-library test-models test-site lint format stamp publish pins lab gpu model costs chapters \
+.PHONY: help setup book pdf test test-library test-models test-site lint format stamp publish pins lab gpu model costs chapters \
   backbones rehearsal clean
 
 help:  ## list the commands
@@ -44,6 +44,11 @@ book: _build/.static  ## execute the chapters and build the website
 	@# Sphinx would not read a page again whose warnings have failed one build.
 	$(BIN)/jupyter-book build --warningiserror --keep-going . || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The website is at $(CURDIR)/_build/html/index.html"
+
+pdf: book $(CHROMIUM)  ## the whole book to print: _build/minitensorpoly.pdf
+	$(BIN)/jupyter-book build . --builder custom --custom-builder singlehtml
+	cd book && ../$(BIN)/python -m lab.publishing.pdf ../_build/singlehtml/book/intro.html ../_build/minitensorpoly.pdf
+	@echo "The book is at $(CURDIR)/_build/minitensorpoly.pdf"
 
 test: lint  ## lint, run the tests, and run every notebook as a test
 	$(BIN)/python -m pytest -q --numprocesses auto

@@ -103,6 +103,6 @@ def test_what_the_notebooks_import_is_needed_or_comes_along():
                 imported.add(words[1].partition(".")[0].strip('",'))
     brought = set(sys.stdlib_module_names) | {"torch", "lab", "minitensorpoly", ""}
     along = {"numpy", "tokenizers", "yaml", "cycler"}  # with transformers, with matplotlib
-    tools = {"nbformat", "nbclient", "psutil"}  # of lab.publishing, which no notebook calls
+    tools = {"nbformat", "nbclient", "psutil", "playwright"}  # of lab.publishing, which no notebook calls
     words = {name for name in imported - brought - along - tools if importlib.util.find_spec(name)}
     assert words <= set(notebook.NEEDED), words - set(notebook.NEEDED)

@@ -75,6 +75,25 @@ def test_a_published_page_leads_to_the_repository(published):
         assert f'href="{ADDRESS}"' in (published / "book" / f"{page}.html").read_text()
 
 
+def test_a_published_page_says_what_it_is_where_it_is_linked(published):
+    head = (published / "book" / "01_lora.html").read_text().partition("</head>")[0]
+    tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', head))
+    site = "https://some-one.github.io/a.fork/"
+    assert tags["og:url"] == f"{site}book/01_lora.html" and "low-rank" in tags["og:title"]
+    assert tags["description"] == tags["og:description"] and "How few numbers" in tags["description"]
+    image = tags["og:image"].removeprefix(site)
+    assert (published / image).exists() and tags["og:image:alt"].startswith("The matrix W")
+
+
+def test_a_missing_page_leads_back_from_any_depth(published, unpublished):
+    for folder, prefix in ((published, "/a.fork/"), (unpublished, "/")):
+        text = (folder / "404.html").read_text()
+        assert "No such page" in text and f'href="{prefix}book/01_lora.html"' in text
+        local = re.findall(r'(?:href|src)="([^"#]*)', text)
+        astray = [link for link in local if link and not link.startswith((prefix, "https://"))]
+        assert not astray
+
+
 def test_a_downloaded_notebook_has_the_address_in_its_first_cell_and_keeps_its_outputs(published):
     for path in (published / "_sources" / "book").glob("*.ipynb"):
         downloaded, source = (json.loads(p.read_text()) for p in (path, ROOT / "book" / path.name))

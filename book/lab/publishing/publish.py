@@ -5,7 +5,7 @@
 
 The last commit is checked out in `_build/published` and stamped there: the first cell of a notebook can clone
 the address, and _config.yml gives every notebook's page a button that opens it on Colab, from BRANCH of that
-repository. The stamped copy is committed on BRANCH, here; nothing is pushed. `make publish` then builds the
+repository; the pages know where GitHub serves them. The stamped copy is committed on BRANCH, here; nothing is pushed. `make publish` then builds the
 website from it.
 """
 
@@ -35,6 +35,17 @@ def check_address(address: str) -> None:
         raise ValueError(f"ADDRESS={address!r} must read https://github.com/OWNER/NAME")
 
 
+def website(address: str) -> str:
+    """Where GitHub Pages serves the website of a repository.
+
+    >>> website("https://github.com/Some-One/book")
+    'https://some-one.github.io/book/'
+    """
+    owner, name = address.split("/")[-2:]
+    host = f"{owner.lower()}.github.io"
+    return f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
+
+
 def stamp(root: Path, address: str, branch: str) -> None:
     """Writes an address into a copy of the book, in place: into _config.yml and the notebooks.
 
@@ -51,6 +62,10 @@ def stamp(root: Path, address: str, branch: str) -> None:
     if re.search("^(repository|launch_buttons):", config, re.M):
         raise ValueError(f"{root / '_config.yml'} has an address already")
     config = config.replace("use_repository_button: false", "use_repository_button: true")
+    site = website(address)
+    config = config.replace("    ogp_", f"    ogp_site_url: {site}\n    ogp_", 1)
+    path = "/" + site.split("/", 3)[3]
+    config = config.replace("notfound_urls_prefix: /", f"notfound_urls_prefix: {path}")
     (root / "_config.yml").write_text(config + BUTTONS.format(address=address, branch=branch))
     for path in sorted((root / "book").glob("*.ipynb")):
         write_cell(path, address)
