@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from launched import train_together
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -192,7 +193,7 @@ def test_seq2seq_trainer_predicts_with_generate(method, tmp_path):
     assert torch.equal(predicted[:, : written.shape[1]], written)
 
 
-SCRIPT = Path(__file__).parent / "launched" / "train_together.py"
+SCRIPT = Path(train_together.__file__)
 
 
 @pytest.mark.parametrize(
@@ -216,14 +217,14 @@ def test_two_processes_train_like_one(launcher, way, tmp_path):
         ],
     }[launcher]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    for arguments, *script in ((["-m", launcher, *two], "two.pt", way), ([], "one.pt", "alone")):
-        subprocess.run(
-            [sys.executable, *arguments, str(SCRIPT), str(tmp_path / script[0]), script[1]],
-            env=environment,
-            check=True,
-            timeout=1800,
-        )
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    subprocess.run(
+        [sys.executable, "-m", launcher, *two, str(SCRIPT), str(tmp_path / "two.pt"), way],
+        env=environment,
+        check=True,
+        timeout=1800,
+    )
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one = {method: train_together.train(method, "alone", rank=0, size=1) for method in METHODS}
     assert one.keys() == two.keys() and len(one) == len(METHODS)
     for method, parameters in one.items():
         for name, parameter in parameters.items():

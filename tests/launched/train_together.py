@@ -2,7 +2,7 @@
 
 Several processes each hold the whole model (ddp) or a part of every layer (fsdp).
 
-Started by `test_task_ids.py`, by itself, under torchrun and under accelerate launch.
+Started by `test_task_ids.py`, under torchrun and under accelerate launch.
 """
 
 import gc
