@@ -6,7 +6,7 @@ PIP ?= $(BIN)/python -m pip
 SOURCES := minitensorpoly tests book
 CHROMIUM ?= /usr/bin/chromium
 IMPORTED := $(wildcard minitensorpoly/*.py book/lab/*.py book/lab/*/*.py book/lab/*/*/*.py \
-  book/lab/english/weights/*/* book/results/*)
+  book/lab/english/weights/*/* book/lab/pictures/motion.* book/_static/tensorpoly.js book/results/*)
 # The tests and the laboratory run a process on each core.
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false

@@ -4,9 +4,9 @@
     python -m lab.publishing.publish https://github.com/OWNER/NAME BRANCH    # another branch than `colab`
 
 The last commit is checked out in `_build/published` and stamped there: the first cell of a notebook can clone
-the address, and _config.yml gives every notebook's page a button that opens it on Colab, from BRANCH of that
-repository; the pages know where GitHub serves them. The stamped copy is committed on BRANCH, here; nothing is pushed. `make publish` then builds the
-website from it.
+the address, the pages know where GitHub serves them, and _config.yml gives each notebook's page a button that
+opens it on Colab, from BRANCH of that repository. The stamped copy is committed on BRANCH, here; nothing is
+pushed. `make publish` then builds the website from it.
 """
 
 import re
