@@ -17,10 +17,9 @@ COLORS = {
     "MHR": "#D55E00",
     "TensorPoly-I": "#0072B2",
     "TensorPoly-II": "#009E73",
+    "LoRA, vector": "#56B4E9",
 }
-MARKERS = dict(zip(COLORS, "sxPo^DvX", strict=False))
-
-# With the model that has no adapter.
+MARKERS = dict(zip(COLORS, "sxPo^DvX", strict=True))
 
 # A white ground keeps black text legible on the site's dark pages.
 STYLE = {
@@ -71,6 +70,35 @@ def bars(runs: pandas.DataFrame, columns: list[str], adapters: list[str], title:
     return figure
 
 
+def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: float | None = None):
+    """A contender a line, a panel a column: means, 95 % intervals, and a small dot for each split.
+
+    Args:
+        panels: {title of the panel: rows by contender, with mean, low, high and a list `splits`}.
+        xlabel: what is shown.
+        title: of the figure.
+        line: where a dotted line marks a value that all compare with, such as chance.
+    """
+    names = list(dict.fromkeys(name for table in panels.values() for name in table.index))[::-1]
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(2.4 + 2.4 * len(panels), 0.9 + 0.32 * len(names)), sharex=True, squeeze=False
+    )
+    for axes, (name, table) in zip(all_axes[0], panels.items(), strict=True):
+        for contender, row in table.iterrows():
+            y, color = names.index(contender), COLORS[family(contender)]
+            axes.plot([row["low"], row["high"]], [y, y], color=color, lw=2.5, alpha=0.5)
+            axes.plot(row["splits"], [y - 0.27] * len(row["splits"]), ".", color="#777777", ms=4)
+            axes.plot(row["mean"], y, MARKERS[family(contender)], color=color, ms=7)
+        if line is not None:
+            axes.axvline(line, color="#555555", lw=1, ls=":")
+        axes.set_yticks(range(len(names)), names if axes is all_axes[0][0] else [""] * len(names))
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.set_title(name)
+    figure.supxlabel(xlabel, fontsize="medium")
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    return figure
+
+
 def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
     """Accuracy against trainable parameters, routing counted: a row of panels a column, a panel a width."""
     widths = sorted(runs["width"].unique())
@@ -111,8 +139,9 @@ def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
             axes.set_title(f"width {width}", fontsize="small")
             axes.set_xlabel("trainable parameters (thousands)")
         axes_row[0].set_ylabel(f"{column}\nexact match (%)")
-    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n], ls="") for n in COLORS]
-    figure.legend(handles, list(COLORS), loc="outside right upper", frameon=False)
+    shown = [name for name in COLORS if name in {family(adapter) for adapter in runs["adapter"]}]
+    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n], ls="") for n in shown]
+    figure.legend(handles, shown, loc="outside right upper", frameon=False)
     figure.suptitle(title, x=0.02, ha="left")
     return figure
 
@@ -204,8 +233,9 @@ def learning_rates(searched: list[dict], chosen: dict):
         axes.set_xlabel("learning rate of the factors")
         axes.set_title(f"width {width}", fontsize="small")
     grid[0][0].set_ylabel("exact match on training tasks (%)")
-    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n]) for n in COLORS]
-    figure.legend(handles, list(COLORS), loc="outside right upper", frameon=False)
+    shown = [name for name in COLORS if name in {family(run["adapter"]) for run in searched}]
+    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n]) for n in shown]
+    figure.legend(handles, shown, loc="outside right upper", frameon=False)
     figure.suptitle("Every adapter's best learning rate lies inside the grid", x=0.02, ha="left")
     return figure
 
