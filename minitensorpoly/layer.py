@@ -59,19 +59,19 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ..., in_features) -> (batch, ..., out_features)"""
         y = self.base(x)
-        A, B = self._factors(x, y.dtype)  # (batch, rank, in), (batch, rank, out); one task: without batch
-        x = self.dropout(x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
-        update = x @ A.mT @ B  # (batch, tokens, out)
-        return y.add(update.view(*y.shape[:-1], B.shape[-1]), alpha=self.adaptation.config.scale)
+        A, B = self._factors(x, y.dtype)  # (batch, in, rank), (batch, rank, out); one task: without batch
+        x = (self.dropout(x) if self.training else x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
+        mm = torch.bmm if A.dim() == 3 else torch.mm  # in generation, @ takes a third longer
+        return y.add(mm(mm(x, A), B).view(*y.shape[:-1], B.shape[-1]), alpha=self.adaptation.config.scale)
 
     def _factors(self, x, dtype):
-        """A and the transpose of B, of the task of each row of x, or of the one task of all rows."""
+        """The transposes of A and B, of the task of each row of x, or of the one task of all rows."""
         ids, kept = self.adaptation.task_ids_of(x, self.name), self.adaptation.call.kept
         if kept is None or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             kept = {}  # factors may change
         if (self, dtype) not in kept:
             weights = self.router and self.router(ids)
-            kept[self, dtype] = self.A(weights).to(dtype), self.B(weights).to(dtype)
+            kept[self, dtype] = self.A(weights).to(dtype).mT, self.B(weights).to(dtype)
         return kept[self, dtype]
 
     @torch.no_grad()
