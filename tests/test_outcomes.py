@@ -57,6 +57,23 @@ def test_accuracies_are_percent_of_the_rows(table):
     assert set(many["contender"]) == {"Poly"} and many["value"].mean() == 91
 
 
+def test_what_was_chosen_is_read_from_the_runs():
+    runs = [record("LoRA", 1, 25), record("Poly", 1, 25), record("Poly", 1, 25, rows=64)]
+    for one in runs:
+        one["parameters"] = {"factors": 100, "own": 0 if one["contender"] == "LoRA" else 7, "head": 1}
+    runs[1] |= {"shape": "n_skills=4", "few_shot": [("own", 8, 0.3)]}
+    runs[2] |= {"shape": "n_skills=4", "lr": 0.002}
+    table = outcomes.chosen(runs)
+    assert list(table.index) == ["LoRA", "Poly"]
+    assert table.loc["Poly", "shape"] == "n_skills=4" and table.loc["LoRA", "shape"] == "–"
+    assert table.loc["Poly", ["rate, 16 rows", "rate, 64 rows", "few-shot own, 8"]].tolist() == [
+        0.001,
+        0.002,
+        0.3,
+    ]
+    assert table["own"].tolist() == [0, 7]
+
+
 def test_what_is_lost_counts_the_old_rows(table):
     lost = table[(table["measure"] == "lost") & (table["contender"] == "LoRA")]
     assert lost["value"].tolist() == pytest.approx([100 * 12 / (4 * 30)] * 42)

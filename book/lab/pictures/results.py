@@ -79,7 +79,8 @@ def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: flo
         title: of the figure.
         line: where a dotted line marks a value that all compare with, such as chance.
     """
-    names = list(dict.fromkeys(name for table in panels.values() for name in table.index))[::-1]
+    fullest_first = sorted(panels.values(), key=len, reverse=True)
+    names = list(dict.fromkeys(name for table in fullest_first for name in table.index))[::-1]
     figure, all_axes = plt.subplots(
         1, len(panels), figsize=(2.4 + 2.4 * len(panels), 0.9 + 0.32 * len(names)), sharex=True, squeeze=False
     )

@@ -23,6 +23,25 @@ def final_records(folder: Path, base: str) -> list[dict]:
     return [final(run) for runs in wanted for run in runs]
 
 
+def chosen(records: list[dict]) -> pandas.DataFrame:
+    """What the search has chosen for each contender, and how many numbers it trains.
+
+    Returns:
+        A row for each contender: the shape; factors, and numbers of all training customers' own; the rates of
+        the factors with few rows and with many, and of what is one's own; the rates of few-shot transfer, for
+        each part and number of rows.
+    """
+    found = {}
+    for record in records:
+        row = found.setdefault(record["contender"], {"shape": record["shape"] or "–"})
+        row |= {name: record["parameters"][name] for name in ("factors", "own")}
+        row[f"rate, {record['rows']} rows"] = record["lr"]
+        row["rate of own"] = record["own_lr"] or "–"
+        for part, shots, rate in record["few_shot"]:
+            row[f"few-shot {part}, {shots}"] = rate
+    return pandas.DataFrame(found).T.fillna("–")
+
+
 def tidy(records: list[dict]) -> pandas.DataFrame:
     """A row for each accuracy of each customer.
 
