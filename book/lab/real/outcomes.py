@@ -35,11 +35,12 @@ def chosen(records: list[dict]) -> pandas.DataFrame:
     for record in records:
         row = found.setdefault(record["contender"], {"shape": record["shape"] or "–"})
         row |= {name: record["parameters"][name] for name in ("factors", "own")}
-        row[f"rate, {record['rows']} rows"] = record["lr"]
         row["rate of own"] = record["own_lr"] or "–"
+        row[f"rate, {record['rows']} rows"] = record["lr"]
         for part, shots, rate in record["few_shot"]:
             row[f"few-shot {part}, {shots}"] = rate
-    return pandas.DataFrame(found).T.fillna("–")
+    table = pandas.DataFrame(found).T.fillna("–")
+    return table[sorted(table, key=lambda name: name.startswith("few-shot"))]  # at the end
 
 
 def tidy(records: list[dict]) -> pandas.DataFrame:
