@@ -1,10 +1,12 @@
 """What a printed page promises: the text, whole, black on white, whatever the reader's screen."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from browsing import open_context
+from browsing import ROOT, open_context
 
 BOOK = re.findall(r"\b(?:root|file): (\S+)", (Path(__file__).parents[2] / "_toc.yml").read_text())
 PAPER = 673  # an A4 page less its margins, in CSS pixels
@@ -86,3 +88,16 @@ def test_after_printing_the_page_is_as_before(browser, origin):
         page.emulate_media(media="screen")
         solution.wait_for(state="hidden")
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_page_becomes_a_pdf(tmp_path):
+    page = tmp_path / "book" / "whole.html"
+    page.parent.mkdir()
+    script = '<script src="../_static/formulas.js"></script>'
+    page.write_text(f"<html><head>{script}</head><body><h1>A title</h1></body></html>")
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "formulas.js").write_text("MathJax = {startup: {promise: Promise.resolve()}}")
+    command = [sys.executable, "-m", "lab.publishing.pdf", page, tmp_path / "whole.pdf"]
+    subprocess.run(command, cwd=ROOT / "book", check=True, timeout=600)
+    printed = (tmp_path / "whole.pdf").read_bytes()
+    assert printed.startswith(b"%PDF") and b"/Outlines" in printed
