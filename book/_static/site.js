@@ -5,6 +5,11 @@ window.addEventListener("load", async () => {
   // The role that docutils writes is not allowed in a list.
   document.querySelectorAll(".citation-list > *").forEach((entry) => entry.setAttribute("role", "listitem"));
 
+  // On a phone a figure scrolls: by keys, too.
+  document.querySelectorAll(".cell_output figure").forEach((figure) => {
+    if (figure.scrollWidth > figure.clientWidth) figure.tabIndex = 0;
+  });
+
   // The theme loads the search on every page, and Sphinx highlights no words where the search is loaded.
   if (document.getElementById("search-results")) return;
   await window.MathJax?.startup.promise; // a mark inside TeX would break the formula

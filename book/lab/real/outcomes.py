@@ -28,8 +28,8 @@ def chosen(records: list[dict]) -> pandas.DataFrame:
 
     Returns:
         A row for each contender: the shape; factors, and numbers of all training customers' own; the rates of
-        the factors with few rows and with many, and of what is one's own; the rates of few-shot transfer, for
-        each part and number of rows.
+        the factors with few rows and with many, and of what is one's own; the rates of few-shot transfer of
+        each part, for few shots and for many.
     """
     found = {}
     for record in records:
@@ -37,8 +37,9 @@ def chosen(records: list[dict]) -> pandas.DataFrame:
         row |= {name: record["parameters"][name] for name in ("factors", "own")}
         row["rate of own"] = record["own_lr"] or "–"
         row[f"rate, {record['rows']} rows"] = record["lr"]
-        for part, shots, rate in record["few_shot"]:
-            row[f"few-shot {part}, {shots}"] = rate
+        for part in dict.fromkeys(part for part, *_ in record["few_shot"]):
+            rates = [f"{rate:g}" for of, _, rate in record["few_shot"] if of == part]
+            row[f"few-shot {part}"] = ", ".join(rates)
     table = pandas.DataFrame(found).T.fillna("–")
     return table[sorted(table, key=lambda name: name.startswith("few-shot"))]  # at the end
 
