@@ -14,8 +14,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf test test-library test-models test-site lint format stamp publish pins lab gpu model costs chapters \
-  backbones rehearsal clean
+.PHONY: help setup book pdf test test-library test-models test-site lint format stamp publish pins lab gpu model costs \
+  chapters backbones rehearsal clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,7 +47,8 @@ book: _build/.static  ## execute the chapters and build the website
 
 pdf: book $(CHROMIUM)  ## the whole book to print: _build/minitensorpoly.pdf
 	$(BIN)/jupyter-book build . --builder custom --custom-builder singlehtml
-	cd book && ../$(BIN)/python -m lab.publishing.pdf ../_build/singlehtml/book/intro.html ../_build/minitensorpoly.pdf
+	cd book && ../$(BIN)/python -m lab.publishing.pdf ../_build/singlehtml/book/intro.html \
+	  ../_build/minitensorpoly.pdf
 	@echo "The book is at $(CURDIR)/_build/minitensorpoly.pdf"
 
 test: lint  ## lint, run the tests, and run every notebook as a test

@@ -61,7 +61,7 @@ class AdaptedLinear(nn.Module):
         y = self.base(x)
         A, B = self._factors(x, y.dtype)  # (batch, in, rank), (batch, rank, out); one task: without batch
         x = (self.dropout(x) if self.training else x).to(y.dtype).reshape(*A.shape[:-2], -1, self.in_features)
-        mm = torch.bmm if A.dim() == 3 else torch.mm  # in generation, @ takes a third longer
+        mm = torch.bmm if A.dim() == 3 else torch.mm  # @ would reshape, which tells at one token
         return y.add(mm(mm(x, A), B).view(*y.shape[:-1], B.shape[-1]), alpha=self.adaptation.config.scale)
 
     def _factors(self, x, dtype):

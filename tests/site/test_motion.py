@@ -19,12 +19,6 @@ def visit(context, origin, kind):
     return page, page.locator(f"#motion-{kind}")
 
 
-@pytest.fixture(params=[1280, 390])
-def width(request):
-    assert request.param in HEIGHTS
-    return request.param
-
-
 def numbers(picture, part):
     """What a part of a picture shows."""
     cells = picture.locator(f"[data-part={part}] rect").all()
@@ -38,6 +32,7 @@ def move(picture, values):
         slider.fill(str(value))
 
 
+@pytest.mark.parametrize("width", HEIGHTS)
 def test_leaves_multiply_as_in_the_library(browser, origin, width):
     with open_context(browser, width) as context:
         _, picture = visit(context, origin, "leaves")

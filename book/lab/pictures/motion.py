@@ -1,7 +1,7 @@
 """Pictures that a reader moves: leaves that multiply, a task's routing, a film of routing that is learned.
 
-Each function returns a cell's output: HTML with a picture, sliders, and the script that moves it. It needs no
-network, on the website, in Jupyter or on Colab. Where scripts don't run, the picture stands still.
+Each function returns a cell's output: HTML with a picture, sliders, and the script that moves it, so that it
+needs no network and no other file. Where scripts don't run, the picture stands still.
 """
 
 import html
@@ -77,14 +77,14 @@ def routing(leaves: Tensor, weights: Sequence[float]) -> Motion:
     one = torch.einsum("k,kp->p", shares[0], mtp.tensor_product(leaves))
     two = mtp.tensor_product(torch.einsum("nk,nkq->nq", shares[1:], leaves))
     q = leaves.shape[-1]
-    panels, names = (
-        [],
-        {"one": "TensorPoly-I: a mixture of products", "two": "TensorPoly-II: a product of mixtures"},
-    )
-    for part, row in (("one", one), ("two", two)):
+    panels = []
+    for part, row, name in (
+        ("one", one, "TensorPoly-I: a mixture of products"),
+        ("two", two, "TensorPoly-II: a product of mixtures"),
+    ):
         rank = f"rank {torch.linalg.matrix_rank(row.view(q, q))}"
         words = f'<p class="title" data-words="{part}" aria-live="polite">{rank}</p>'
-        panels.append(_panel(names[part], _cells(part, row.tolist(), q), words))
+        panels.append(_panel(name, _cells(part, row.tolist(), q), words))
     labels = [["product 1"], ["leaf 1, order 1", "leaf 1, order 2"]]
     values = iter(weights)
     groups = [

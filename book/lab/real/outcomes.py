@@ -7,6 +7,7 @@ import pandas
 
 from ..english.statistics import interval
 from ..runs import Records
+from . import customers
 from .experiment import N_OLD, N_TEST, ROWS, SHAPES, final_runs, run_of, search_file
 
 MIXTURES = ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
@@ -58,13 +59,13 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
         for customer, right in enumerate(record["train"]):
             value = 100 * right / N_TEST
             found.append(cell | {"customer": customer, "measure": "train", "value": value})
+        n_known, n_old = len(customers.make_split(record["split"]).known), N_OLD * len(record["train"])
         for trial in record["transfers"]:
             what = cell | {"part": trial["part"], "shots": trial["shots"]}
             for customer, right in enumerate(trial["right"]):
-                measure = "known" if customer < 5 else "new"
+                measure = "known" if customer < n_known else "new"
                 value = 100 * right / N_TEST
                 found.append(what | {"customer": customer, "measure": measure, "value": value})
-            n_old = N_OLD * len(record["train"])
             for customer, right in enumerate(trial["old"]):
                 lost = 100 * (trial["before"] - right) / n_old
                 found.append(what | {"customer": customer, "measure": "lost", "value": lost})
