@@ -98,8 +98,9 @@ pins:  ## take the newest version of everything into requirements.txt, then run 
 	cd book && $(PYTHON) -m lab.publishing.update_pins
 	$(MAKE) test book
 
-lab: $(READY)  ## repeat the full experiment (hours): book/results/lab_cpu.json
-	cd book && ../$(BIN)/python -m lab.english.experiment
+lab: $(READY)  ## the comparison of chapter 8, where it was interrupted (hours): book/results/comparison
+	cd book && ../$(BIN)/python -m lab.english.comparison search
+	cd book && ../$(BIN)/python -m lab.english.comparison final
 
 gpu: $(READY)  ## on a GPU: the experiment on real tasks, and what adapters cost at the shape of T0-3B
 	cd book && ../$(BIN)/python -m lab.real.experiment smollm2 --device cuda $(if $(DATA),--data $(DATA)) --workers 4

@@ -277,9 +277,9 @@ def test_a_search_goes_on_at_an_edge_and_stops_at_its_limit():
         return point[0]
 
     everything = [(i,) for i in range(100)]
-    assert search.climb([(50,)], neighbours, everything, evaluate, 5, 20) == ((68,), False)
+    assert runs.climb([(50,)], neighbours, everything, evaluate, 5, 20) == ((68,), False)
     assert len(tried) == 20
-    assert search.climb([(95,)], neighbours, everything, evaluate, 5, 20) == ((99,), True)
+    assert runs.climb([(95,)], neighbours, everything, evaluate, 5, 20) == ((99,), True)
 
 
 @pytest.mark.parametrize("best", [1e-4, 0.1])

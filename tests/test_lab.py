@@ -1,16 +1,13 @@
-"""The laboratory: its language, its backbones, its training, its experiment."""
+"""The laboratory: its language, its backbones, its training."""
 
 import copy
-import dataclasses
-import json
-from concurrent.futures import Future
 
 import pytest
 import torch
 
 import minitensorpoly as mtp
-from lab import methods, records, runs
-from lab.english import backbone, experiment, tasks, training
+from lab import methods, records
+from lab.english import backbone, statistics, tasks, training
 
 CAT = tasks.Sentence(("big", "old"), ("cat", "teacher"), "see", "today")
 RENDERED = {
@@ -115,31 +112,24 @@ def test_a_fresh_run_of_the_pretraining_learns():
     assert accuracy >= 0.3
 
 
-def quick_run(adapter="TensorPoly-I", **options):
-    return experiment.Run(64, adapter, split=1, seed=1, lr=0.1, **options)
+def adapted(adapter, n_tasks=24):
+    """The backbone with a fresh adapter."""
+    torch.manual_seed(1)
+    return methods.adapt(backbone.load_backbone(64)[0], adapter, n_tasks)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """A budget of a few steps and sentences."""
-    monkeypatch.setitem(experiment.BUDGET, 64, {"steps": 12, "batch_size": 16})
-    monkeypatch.setattr(experiment, "N_TRAIN", 8)
-    monkeypatch.setattr(experiment, "N_TEST", 4)
-    monkeypatch.setattr(experiment, "FEW_SHOT_STEPS", {"routing": 2, "all": 2})
-
-
-def test_training_lowers_the_loss_and_is_deterministic(quick):
+def test_training_lowers_the_loss_and_is_deterministic():
     losses = []
     for _ in range(2):
-        model, tokenizer, split = experiment.multi_task(quick_run())
-        data = training.encode(tasks.make_dataset(split.train, 4, seed=5), tokenizer)
-        losses.append(training.train(model, data, steps=40, lr=0.05, router_lr=0.1, batch_size=32))
+        model, data = adapted("TensorPoly-I"), training.examples(tasks.make_split(1).train, 4, "5")
+        losses.append(training.train(model, data, steps=40, lr=0.1, router_lr=0.1, batch_size=32))
     assert sum(losses[0][-5:]) < 0.8 * sum(losses[0][:5])
     assert losses[0] == losses[1] and len(losses[0]) == 40
 
 
-def test_exact_match_agrees_with_comparing_text(quick):
-    model, tokenizer, split = experiment.multi_task(quick_run("LoRA", longer=8))
+def test_exact_match_agrees_with_comparing_text():
+    model, split, tokenizer = adapted("LoRA"), tasks.make_split(1), backbone.make_tokenizer()
+    training.train(model, training.examples(split.train, 4, "5"), steps=40, lr=0.01, batch_size=16)
     data = tasks.make_dataset(split.train[:4], 8, seed=5)
     encoded = training.encode(data, tokenizer)
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask", "task_ids")}
@@ -188,23 +178,26 @@ def test_private_adapters_share_nothing():
     assert methods.count_parameters(model)["routing"] == 0
 
 
-@pytest.mark.parametrize("adapter", ["LoRA", "TensorPoly-II", methods.PRIVATE])
-def test_transfer_leaves_the_model_as_it_was(quick, adapter):
-    run = quick_run(adapter)
-    model, _, split = experiment.multi_task(run)
+@pytest.mark.parametrize("part", ["routing", "all"])
+def test_transfer_leaves_the_model_as_it_was(monkeypatch, part):
+    monkeypatch.setattr(training, "FEW_STEPS", 2)
+    model, of = adapted("TensorPoly-II"), tasks.make_split(1).held_out[:2]
     before = copy.deepcopy(model.state_dict())
-    for part in run.parts:
-        accuracy = experiment.transfer(model, run, split, part, shots=2, lr=0.1)
-        assert sorted(accuracy) == list(range(24, 32))
+    accuracy = training.transfer(model, of, part, shots=2, lr=0.1, seed=1, n_test=4)
+    assert sorted(accuracy) == [24, 25]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert run.parts == (("routing", "all") if adapter == "TensorPoly-II" else ("all",))
 
 
-def test_tasks_that_learn_their_routing_together_do_not_learn_from_each_other(quick):
-    run = quick_run()
-    model, tokenizer, split = experiment.multi_task(run)
-    few = dataclasses.replace(split, held_out=split.held_out[:2])
-    data = training.encode(tasks.make_dataset(few.held_out, 4, seed=0, first_id=24), tokenizer)
+def test_transfer_learns_a_skill_that_a_text_could_name():
+    # Two tasks of one known skill each: routing of experts that know skills would do it, and so do factors.
+    of = tuple(tasks.Task((skill,), "src90") for skill in ("past", "ask"))
+    accuracy = training.transfer(adapted("TensorPoly-I"), of, "all", shots=32, lr=0.03, seed=1, n_test=20)
+    assert min(accuracy.values()) > 0.5
+
+
+def test_tasks_that_learn_their_routing_together_do_not_learn_from_each_other():
+    model, held_out = adapted("TensorPoly-I"), tasks.make_split(1).held_out[:2]
+    data = training.examples(held_out, 4, "0", first_id=24)
     learners = []
     for changed in (False, True):
         learner = copy.deepcopy(model)
@@ -221,107 +214,14 @@ def test_tasks_that_learn_their_routing_together_do_not_learn_from_each_other(qu
             assert not parameter.grad[:24].any()
 
 
-def test_finished_runs_are_read_from_the_cache(quick, tmp_path, monkeypatch):
-    done = []
-
-    def fake(run):
-        done.append(run)
-        return dataclasses.asdict(run) | {"value": run.seed}
-
-    class InThisProcess:
-        def __init__(self, *arguments):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def submit(self, function, run):
-            future = Future()
-            try:
-                future.set_result(function(run))
-            except RuntimeError as error:
-                future.set_exception(error)
-            return future
-
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", InThisProcess)
-    three = [dataclasses.replace(quick_run(), seed=seed) for seed in (3, 1, 2)]
-    assert [record["value"] for record in runs.execute_all(fake, three[:2], "test", tmp_path)] == [3, 1]
-    assert [record["value"] for record in runs.execute_all(fake, three, "test", tmp_path)] == [3, 1, 2]
-    assert sorted(run.seed for run in done) == [1, 2, 3]
-
-    def failing(run):
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        runs.execute_all(failing, [dataclasses.replace(quick_run(), seed=9)], "test", tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3  # what was finished is still there
-
-
-def test_a_run_in_another_process_equals_one_here(quick):
-    run = dataclasses.replace(quick_run(), few_shot=((("routing", 2), (0.1,)),), keep_routing=True)
-    record = experiment.execute(run)
-    assert json.loads(json.dumps(record))["parameters"] == {"factors": 34816, "routing": 6144}
-    assert len(record["train"]) == 24 and len(record["few_shot"][0]["accuracy"]) == 8
-    assert -1 <= record["routing_correlation"] <= 1
-
-
-def fake_record(run, score):
-    trials = [
-        {"part": p, "shots": n, "lr": lr, "accuracy": {"24": score(lr)}}
-        for (p, n), rates in run.few_shot
-        for lr in rates
-    ]
-    return dataclasses.asdict(run) | {
-        "train": {str(i): score(run.lr) for i in range(24)},
-        "few_shot": trials,
-        "parameters": {"factors": 10, "routing": 2},
-    }
-
-
-def test_search_finds_the_best_rate_and_goes_on_at_an_edge(monkeypatch, tmp_path):
-    def execute_all(execute, runs, *arguments):
-        return [
-            fake_record(run, lambda lr: 1 - abs(torch.tensor(lr / best).log().item()) / 20) for run in runs
-        ]
-
-    monkeypatch.setattr(experiment, "execute_all", execute_all)
-    for best in (3e-4, 1e-2, 1.0):
-        start = {"Poly": runs.LEARNING_RATES[3:6], "LoRA": runs.LEARNING_RATES[3:6]}
-        records, chosen = experiment.search(64, start, tmp_path, both_parts=True)
-        assert chosen["Poly"]["lr"] == chosen["LoRA"]["lr"] == best
-        tried = sorted(r["lr"] for r in records if r["adapter"] == "Poly" and not r["few_shot"])
-        assert tried[0] < best < tried[-1]
-        assert set(chosen["Poly"]) == {"lr", "routing", "all"} and set(chosen["LoRA"]) == {"lr", "all"}
-
-
-def test_tables_give_means_and_students_intervals():
-    few_shot, values = ((("all", 8), (0.01,)),), [0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
-    cells = [(adapter, *pair) for adapter in ("LoRA", "Poly") for pair in experiment.PAIRS[:3]]
-    runs = [experiment.Run(64, *cell, lr=0.1, few_shot=few_shot) for cell in cells]
-    scores = [lambda lr, value=value: value for value in values]
-    table = experiment.table([fake_record(run, score) for run, score in zip(runs, scores, strict=True)])
-    summary = records.summary(table, ["own tag", "transfer, 8 shots"])
-    assert summary.loc[(64, "LoRA"), ("own tag", "mean")] == pytest.approx(60)
-    assert summary.loc[(64, "LoRA"), ("own tag", "±")] == pytest.approx(
-        4.302653 * 10 / 3**0.5
-    )  # t of 2 degrees
-    assert records.formatted(summary).loc[(64, "Poly"), "transfer, 8 shots"] == "90.0 ± 0.0"
-    difference, half = records.paired_difference(table, 64, "Poly", "LoRA", "train")
-    assert difference == pytest.approx(30) and records.verdict(difference, half) == "higher"
-    assert records.verdict(1.0, 2.0) == "undecided" and records.verdict(-3.0, 2.0) == "lower"
-
-
 def test_similarity_of_skills():
     of = [tasks.Task(("past", "swap"), "src0"), tasks.Task(("past", "ask", "front"), "src1")]
-    assert experiment.skill_overlap(of).tolist() == [[1.0, 0.25], [0.25, 1.0]]
+    assert tasks.skill_overlap(of).tolist() == [[1.0, 0.25], [0.25, 1.0]]
     values = torch.rand(5, 5)
-    assert experiment.correlation(values, 2 * values + 1) == pytest.approx(1)
-    assert experiment.correlation(values, -values) == pytest.approx(-1)
+    assert statistics.correlation(values, 2 * values + 1) == pytest.approx(1)
+    assert statistics.correlation(values, -values) == pytest.approx(-1)
 
 
 def test_missing_results_are_not_measured_yet(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not measured yet; run `python -m lab.english.experiment`"):
-        records.read(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="not measured yet; run `python -m lab.cost.bench cpu`"):
+        records.read(tmp_path / "none.json", "lab.cost.bench cpu")

@@ -5,6 +5,7 @@ import dataclasses
 import numpy
 import pytest
 
+from lab.english.statistics import accuracies
 from lab.pictures import results
 from lab.real import experiment, outcomes
 
@@ -48,7 +49,7 @@ def table():
 
 def test_accuracies_are_percent_of_the_rows(table):
     train = table[(table["measure"] == "train") & (table["rows"] == 16)]
-    found = outcomes.accuracies(train)
+    found = accuracies(train)
     assert list(found.index) == list(experiment.SHAPES)
     assert found.loc["LoRA", "mean"] == pytest.approx(100 * 25.5 / 50)
     assert found.loc["LoRA", "splits"] == pytest.approx([51.0] * 3)
@@ -121,7 +122,7 @@ def test_expectations_compare_what_the_plan_names(table):
 
 def test_the_picture_has_a_line_for_each_contender(table):
     panels = {
-        name: outcomes.accuracies(table[table["rows"] == rows]) for name, rows in (("a", 16), ("b", 64))
+        name: accuracies(table[table["rows"] == rows]) for name, rows in (("a", 16), ("b", 64))
     }
     figure = results.dots(panels, "percent", "A title", line=50)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]

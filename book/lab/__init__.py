@@ -2,7 +2,7 @@
 
 methods.py      Which adapters are compared?
 runs.py         How are many runs made, kept and searched?
-records.py      What was measured, where, and how sure is it?
+records.py      What was measured, and where?
 
 english/        What do adapters learn where the answer is known? Controlled English
 real/           And on a pretrained model and real tasks?

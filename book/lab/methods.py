@@ -20,13 +20,8 @@ EQUAL_SIZE = {
     "TensorPoly-II": {"method": "tensorpoly-2", "rank": 4, "tensor_rank": 8, "order": 2},
 }
 PRIVATE = "private LoRA"
-SIZES = {
-    "Poly K=2": {"method": "poly", "rank": 1, "n_skills": 2},
-    "TensorPoly-I r=1": {"method": "tensorpoly-1", "rank": 1, "tensor_rank": 8, "order": 2},
-    "TensorPoly-I N=4": {"method": "tensorpoly-1", "rank": 4, "tensor_rank": 8, "order": 4},
-}
 # A LoRA of rank 1 for each task: Poly with one skill per task, and routing that is fixed, not learned.
-ADAPTERS = EQUAL_SIZE | {PRIVATE: {"method": "poly", "rank": 1}} | SIZES
+ADAPTERS = EQUAL_SIZE | {PRIVATE: {"method": "poly", "rank": 1}}
 
 
 def adapt(model, name: str, n_tasks: int, **changes):
@@ -79,11 +74,6 @@ def add_noise(model, temperature: float):
     for layer in mtp.adapted_layers(model).values():
         layer.router.__class__, layer.router.temperature = NoisyRouter, temperature
     return model
-
-
-def learns_routing(name: str) -> bool:
-    """Whether an adapter has routing that is learned."""
-    return name != PRIVATE and mtp.METHODS[ADAPTERS[name]["method"]].routed
 
 
 def count_parameters(model) -> dict[str, int]:

@@ -1,84 +1,16 @@
-"""Runs of an experiment: kept when they are finished, on all cores, and the search over learning rates."""
+"""Runs of an experiment: kept when they are finished, done on all cores, and searched by one rule."""
 
-import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)  # what a search may try
-CACHE_VERSION = 1  # raise when a change makes cached runs wrong
-
-
-def execute_all(
-    execute: Callable, runs: list, title: str, cache: Path | None = None, workers: int | None = None
-) -> list[dict]:
-    """Executes runs in parallel processes of one thread each, with a progress bar.
-
-    Args:
-        execute: a function from a run to its record; processes import it.
-        runs: what to do, dataclasses that are frozen and that JSON can hold.
-        title: of the progress bar.
-        cache: folder that keeps each finished run; None: none.
-        workers: processes; None: one per core.
-
-    Returns:
-        A record for each run, in the runs' order.
-    """
-    records = {run: _read(cache_file(cache, run)) for run in runs} if cache else dict.fromkeys(runs)
-    todo = [run for run in runs if records[run] is None]
-    context = multiprocessing.get_context("spawn")  # a forked process may hang on torch's threads
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(execute, run): run for run in todo}
-        for future in tqdm(as_completed(futures), desc=title, total=len(runs), initial=len(runs) - len(todo)):
-            record = json.loads(json.dumps(future.result()))  # as it comes back from a file
-            records[futures[future]] = record
-            if cache:
-                cache.mkdir(parents=True, exist_ok=True)
-                file = cache_file(cache, futures[future])
-                file.with_suffix(".part").write_text(json.dumps(record))
-                file.with_suffix(".part").replace(file)  # whole, or not there
-    return [records[run] for run in runs]
-
-
-def cache_file(cache: Path, run) -> Path:
-    """Where the record of a run is kept: its name is made from all of the run's fields."""
-    key = json.dumps([CACHE_VERSION, dataclasses.asdict(run)])
-    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-
-
-def _read(file):
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def climb(start: dict, evaluate) -> dict:
-    """Finds the best learning rate of each key, by the same rule for all: no best rate lies at an end.
-
-    Args:
-        start: {key: the rates to start with, neighbours in LEARNING_RATES}.
-        evaluate: a function from a list of (key, rate) to a list of scores.
-
-    Returns:
-        {key: the rate with the highest score}, after its neighbours on both sides have been tried.
-    """
-    scores = {key: {} for key in start}
-    new = [(key, rate) for key, rates in start.items() for rate in rates]
-    while new:
-        for (key, rate), score in zip(new, evaluate(new), strict=True):
-            scores[key][rate] = score
-        best = {key: max(tried, key=tried.get) for key, tried in scores.items()}
-        new = []
-        for key, rate in best.items():
-            place = LEARNING_RATES.index(rate)
-            neighbours = LEARNING_RATES[max(0, place - 1) : place + 2]
-            new += [(key, neighbour) for neighbour in neighbours if neighbour not in scores[key]]
-    return best
+Point = tuple[int, ...]  # of a grid
 
 
 class NotRecorded(LookupError):
@@ -144,3 +76,78 @@ def work(jobs: list[tuple], workers: int, title: str) -> None:
                 for future in done:
                     future.result()
                     bar.update()
+
+
+def climb(
+    start: Iterable[Point],
+    neighbours: Callable,
+    everything: Iterable[Point],
+    evaluate,
+    trials: int,
+    limit: int,
+) -> tuple[Point, bool]:
+    """Finds the best point of a grid, one trial after the other.
+
+    First the points of the start. Then, each time, a neighbour of the best point so far that has not
+    been tried; where none is left, the untried point that is nearest. It ends after `trials` trials,
+    unless the best point still has an untried neighbour: then it goes on, up to `limit`.
+
+    Args:
+        start: points to begin with.
+        neighbours: point -> the points one step away along one axis.
+        everything: all points of the grid.
+        evaluate: point -> score.
+
+    Returns:
+        The best point, and whether all of its neighbours were tried.
+    """
+    scores = {point: evaluate(point) for point in start}
+    everything = list(everything)
+    while True:
+        best = max(scores, key=scores.get)
+        untried = [point for point in neighbours(best) if point not in scores]
+        if len(scores) >= limit or (len(scores) >= trials and not untried):
+            return best, not untried
+        if not untried:
+            rest = [point for point in everything if point not in scores]
+            if not rest:
+                return best, True
+            untried = [min(rest, key=lambda point: sum(abs(a - b) for a, b in zip(point, best, strict=True)))]
+        scores[untried[0]] = evaluate(untried[0])
+
+
+def line(length: int, start, evaluate) -> int:
+    """The best place on a line: `climb` until both neighbours of the best were tried."""
+    points = [(place,) for place in start if 0 <= place < length]
+
+    def neighbours(point):
+        return [(place,) for place in (point[0] - 1, point[0] + 1) if 0 <= place < length]
+
+    (best,), _ = climb(points, neighbours, [(i,) for i in range(length)], evaluate, 0, length)
+    return best
+
+
+def rates_inside(rates: tuple, start: tuple, shots: tuple, evaluate) -> dict[int, tuple[float, float]]:
+    """The best rate for each number of examples: tried until for none of them it lies at an end.
+
+    Args:
+        rates: all that may be tried, in their order.
+        start: those to begin with.
+        shots: numbers of examples.
+        evaluate: new rates -> {(shots, rate): score}.
+
+    Returns:
+        {shots: (the best rate, its score)}
+    """
+    scores, new = {}, start
+    while new:
+        scores |= evaluate(new)
+        chosen = {n: max(_of(scores, n), key=_of(scores, n).get) for n in shots}
+        places = {rates.index(rate) for rate in chosen.values()}
+        around = {i + step for i in places for step in (-1, 1)} & set(range(len(rates)))
+        new = tuple(rates[i] for i in sorted(around) if rates[i] not in _of(scores, shots[0]))
+    return {n: (rate, scores[n, rate]) for n, rate in chosen.items()}
+
+
+def _of(scores, shots):
+    return {rate: value for (s, rate), value in scores.items() if s == shots}

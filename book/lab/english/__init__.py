@@ -2,8 +2,7 @@
 
 tasks.py        sentences, skills, tasks, splits, data sets
 backbone.py     the small T5 that the experiments adapt: pretraining and loading
-training.py     training and evaluation
-experiment.py   the whole experiment, by one command, recorded as JSON
+training.py     tokenising, training, evaluation, few-shot transfer
 
 comparison.py   the comparison of every contender at its best, by one command; it uses the following
 contenders.py   adapters of equal size in several shapes, and dense ones that are told the task
@@ -12,4 +11,5 @@ learners.py     many few-shot learners, trained together
 search.py       shapes and learning rates, by one rule for all
 rules.py        the primary comparisons, fixed before the final runs
 statistics.py   tables, intervals, tests
+outcomes.py     what the search has chosen, and which final runs are recorded
 """

@@ -9,30 +9,16 @@ import argparse
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, utils
 
 from . import tasks
-from .training import encode, exact_match
+from .training import encode, exact_match, make_tokenizer
 
 utils.logging.disable_progress_bar()  # loading a few megabytes needs no bar
 WEIGHTS = Path(__file__).parent / "weights"
 # Each width has a learning rate of its own: what trains one does not train the other.
 PRETRAINING = {64: {"lr": 3e-3, "steps": 1200}, 256: {"lr": 4e-4, "steps": 1500}}
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the benchmark's vocabulary; it ends every text with </s>."""
-    ids = {word: i for i, word in enumerate(tasks.VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "$A </s>", special_tokens=[("</s>", ids["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 def make_config(width: int) -> T5Config:

@@ -26,6 +26,11 @@ def search_file(folder: Path, width: int, budget: str, contender: str) -> Path:
     return folder / "search" / f"{width} {budget} {contender}.jsonl".replace(" ", "_").replace(",", "")
 
 
+def final_file(folder: Path, width: int, budget: str, setting: str, steps: int) -> Path:
+    """Where the final runs of a block are recorded."""
+    return folder / "final" / f"{width} {budget} {setting} {steps}.jsonl".replace(" ", "_")
+
+
 def search_units(width: int) -> list[tuple]:
     """What is searched for the blocks of final runs, in their order: (budget, what, steps, setting)."""
     units = []
@@ -93,8 +98,8 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
 
 def final_one(folder: Path, run: Run, device: str) -> None:
     """Does one of the final runs, unless it is recorded."""
-    name = f"{run.width} {run.budget} {run.setting} {run.steps}.jsonl".replace(" ", "_")
-    Records(folder / "final" / name, run_of, functools.partial(execute, device=device))(run)
+    file = final_file(folder, run.width, run.budget, run.setting, run.steps)
+    Records(file, run_of, functools.partial(execute, device=device))(run)
 
 
 def main():

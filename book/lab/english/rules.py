@@ -4,7 +4,7 @@ import dataclasses
 
 import pandas
 
-from .statistics import holm, interval, paired, sign_flip
+from .statistics import CELL, holm, interval, paired, sign_flip
 
 # (split, seed) of the final runs; a block has the first so many of them
 PAIRS = tuple((number, number) for number in range(1, 11))
@@ -107,6 +107,20 @@ def verdicts(values: pandas.DataFrame, better_part) -> pandas.DataFrame:
     return table
 
 
+def failed(values: pandas.DataFrame) -> pandas.DataFrame:
+    """Runs that are right on less than half of what is the median of their contender in the same block.
+
+    Args:
+        values: from `statistics.tidy`.
+
+    Returns:
+        A row for each, with its `value` and the `median`.
+    """
+    train = values[values["measure"] == "train"]
+    train = train.assign(median=train.groupby(CELL)["value"].transform("median"))
+    return train[train["value"] < train["median"] / 2]
+
+
 def _differences(values, comparison, better_part):
     at = values[
         (values["width"] == 64)
@@ -115,6 +129,8 @@ def _differences(values, comparison, better_part):
         & (values["steps"] == comparison.steps)
         & (values["contender"].isin([comparison.a, comparison.b]))
     ]
+    if at.empty:
+        return {}
     if comparison.shots is None:
         return paired(at[at["measure"] == "train"], comparison.a, comparison.b)
     at = at[(at["measure"] == "transfer") & (at["shots"] == comparison.shots)]

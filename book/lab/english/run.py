@@ -12,17 +12,14 @@ from torch import Tensor
 import minitensorpoly as mtp
 
 from . import contenders, learners, tasks
-from .backbone import make_tokenizer
 from .contenders import CONTENDERS
-from .training import Data, encode, select
+from .training import FEW_ROWS, FEW_STEPS, OWN_RATE, Data, examples, select
 
 BATCH = {64: 64, 256: 32}  # rows in a batch of multi-task training
-FEW_STEPS, FEW_ROWS = 80, 4  # few-shot training: steps, and rows of each new task in a batch
 SHOTS = (2, 8, 32, 128)
 N_TEST = 100  # sentences of each task, training or held-out
 N_OLD = 10  # sentences of each training task, for what a learner has forgotten
 N_CURVE = 10  # sentences of each task, for a point of a learning curve
-OWN_RATE = 0.1  # of routing and vectors while everything is trained on a few examples
 torch._dynamo.config.recompile_limit = 1000  # every shape is compiled once, in one process
 
 
@@ -140,11 +137,9 @@ def make_split(run: Run) -> tasks.Split:
     return tasks.Split(tuple(train), tuple(held_out))
 
 
-@functools.lru_cache(maxsize=16)  # runs of one process often share a split and a seed
 def sentences(of: tuple, n: int, seed: str, named: bool, device: str) -> Data:
-    """n tokenised sentences of each task, task after task."""
-    data = encode(tasks.make_dataset(of, n, seed, named), make_tokenizer())
-    return {name: column.to(device) for name, column in data.items()}
+    """n tokenised sentences of each task, task after task, on the device."""
+    return {name: column.to(device) for name, column in examples(of, n, seed, named).items()}
 
 
 @functools.lru_cache(maxsize=64)  # compiling takes a minute, and a search has many runs of a shape

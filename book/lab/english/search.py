@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from ..runs import climb, line, rates_inside
 from .contenders import CONTENDERS, SHAPES
 from .run import N_TEST, SHOTS, Run
 from .tasks import DEVELOPMENT
@@ -22,46 +23,6 @@ TRIALS = {64: (14, 20), 256: (10, 16)}
 TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
 TRIAL_RATES = {"own": (0.03, 0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2, 3e-2)}
 FEW_START = {"own": (0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2), "factors": (1e-3, 3e-3, 1e-2)}
-
-Point = tuple[int, ...]
-
-
-def climb(
-    start: Iterable[Point],
-    neighbours: Callable,
-    everything: Iterable[Point],
-    evaluate,
-    trials: int,
-    limit: int,
-) -> tuple[Point, bool]:
-    """Finds the best point of a grid, one trial after the other.
-
-    First the points of the start. Then, each time, a neighbour of the best point so far that has not
-    been tried; where none is left, the untried point that is nearest. It ends after `trials` trials,
-    unless the best point still has an untried neighbour: then it goes on, up to `limit`.
-
-    Args:
-        start: points to begin with.
-        neighbours: point -> the points one step away along one axis.
-        everything: all points of the grid.
-        evaluate: point -> score.
-
-    Returns:
-        The best point, and whether all of its neighbours were tried.
-    """
-    scores = {point: evaluate(point) for point in start}
-    everything = list(everything)
-    while True:
-        best = max(scores, key=scores.get)
-        untried = [point for point in neighbours(best) if point not in scores]
-        if len(scores) >= limit or (len(scores) >= trials and not untried):
-            return best, not untried
-        if not untried:
-            rest = [point for point in everything if point not in scores]
-            if not rest:
-                return best, True
-            untried = [min(rest, key=lambda point: sum(abs(a - b) for a, b in zip(point, best, strict=True)))]
-        scores[untried[0]] = evaluate(untried[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,45 +154,8 @@ class Search:
         return best
 
 
-def rates_inside(rates: tuple, start: tuple, shots: tuple, evaluate) -> dict[int, tuple[float, float]]:
-    """The best rate for each number of examples: tried until for none of them it lies at an end.
-
-    Args:
-        rates: all that may be tried, in their order.
-        start: those to begin with.
-        shots: numbers of examples.
-        evaluate: new rates -> {(shots, rate): score}.
-
-    Returns:
-        {shots: (the best rate, its score)}
-    """
-    scores, new = {}, start
-    while new:
-        scores |= evaluate(new)
-        chosen = {n: max(_of(scores, n), key=_of(scores, n).get) for n in shots}
-        places = {rates.index(rate) for rate in chosen.values()}
-        around = {i + step for i in places for step in (-1, 1)} & set(range(len(rates)))
-        new = tuple(rates[i] for i in sorted(around) if rates[i] not in _of(scores, shots[0]))
-    return {n: (rate, scores[n, rate]) for n, rate in chosen.items()}
-
-
-def _of(scores, shots):
-    return {rate: value for (s, rate), value in scores.items() if s == shots}
-
-
 def _accuracy(counts, n):
     return sum(counts) / (n * len(counts))
-
-
-def line(length: int, start, evaluate) -> int:
-    """The best place on a line: `climb` until both neighbours of the best were tried."""
-    points = [(place,) for place in start if 0 <= place < length]
-
-    def neighbours(point):
-        return [(place,) for place in (point[0] - 1, point[0] + 1) if 0 <= place < length]
-
-    (best,), _ = climb(points, neighbours, [(i,) for i in range(length)], evaluate, 0, length)
-    return best
 
 
 def score(record: dict, parts: list[str]) -> float:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy
 import pandas
+import torch
 from scipy import stats
 
-from .run import N_OLD, N_TEST
+from .run import N_CURVE, N_OLD, N_TEST
+from .tasks import make_split
 
 CELL = ["width", "budget", "setting", "steps", "contender"]
 
@@ -15,15 +17,21 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
     """Every accuracy of every run, one a row.
 
     Returns:
-        Columns: those of `CELL`, split, seed; `measure`, "train", "transfer" or "old" (what old tasks have
-        lost after a new one was learned, in points); for the last two `part` and `shots`; `value`, in
-        percent, a mean over tasks.
+        Columns: those of `CELL`, split, seed; `measure`: "train", and with 24 tasks its halves "own tag" and
+        "shared tag"; "transfer", or "old" (what old tasks have lost after a new one was learned, in points),
+        both with `part` and `shots`; `value`, in percent, a mean over tasks.
     """
     rows = []
     for record in records:
         cell = {name: record[name] for name in [*CELL, "split", "seed"]}
         n_tasks = len(record["train"])
-        rows.append(cell | {"measure": "train", "value": 100 * numpy.mean(record["train"]) / N_TEST})
+        right = {"train": record["train"]}
+        if record["setting"] == "24 tasks":
+            shared = numpy.array(make_split(record["split"]).shared)
+            of = numpy.array(record["train"])
+            right |= {"own tag": of[~shared], "shared tag": of[shared]}
+        for name, of in right.items():
+            rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
         for trial in record["few_shot"]:
             what = {"measure": "transfer", "part": trial["part"], "shots": trial["shots"]}
             rows.append(cell | what | {"value": 100 * numpy.mean(trial["right"]) / record["n_test"]})
@@ -31,6 +39,17 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
             what = {"measure": "old", "part": trial["part"], "shots": trial["shots"]}
             lost = trial["before"] - numpy.mean(trial["right"])
             rows.append(cell | what | {"value": 100 * lost / (n_tasks * N_OLD)})
+    return pandas.DataFrame(rows)
+
+
+def curves(records: list[dict]) -> pandas.DataFrame:
+    """Exact match on the training tasks while they are learned: columns of `CELL`, split, step, value (%)."""
+    rows = []
+    for record in records:
+        cell = {name: record[name] for name in [*CELL, "split"]}
+        sentences = len(record["train"]) * N_CURVE
+        for step, right in record["curve"]:
+            rows.append(cell | {"step": step, "value": 100 * right / sentences})
     return pandas.DataFrame(rows)
 
 
@@ -60,6 +79,25 @@ def interval(
     means = drawn[which, numpy.arange(n)[:, None], numpy.arange(len(values))].mean(1)
     low, high = numpy.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return numpy.mean([v.mean() for v in values]), low, high
+
+
+def accuracies(table: pandas.DataFrame, by: str | list[str] = "contender") -> pandas.DataFrame:
+    """Means over splits and what is in them, with 95 % intervals by the hierarchical bootstrap.
+
+    Args:
+        table: with the columns split, value and those of `by`.
+        by: what has a mean of its own.
+
+    Returns:
+        A row for each: mean, low, high, and `splits`, the mean of each split.
+    """
+    found = {}
+    for key, own in table.groupby(by, sort=False):
+        by_split = {split: rows["value"].tolist() for split, rows in own.groupby("split")}
+        mean, low, high = interval(by_split)
+        splits = [sum(values) / len(values) for values in by_split.values()]
+        found[key] = {"mean": mean, "low": low, "high": high, "splits": splits}
+    return pandas.DataFrame(found).T
 
 
 def sign_flip(by_split: Mapping[int, Sequence[float]]) -> float:
@@ -93,3 +131,9 @@ def paired(values: pandas.DataFrame, a: str, b: str) -> dict[int, list[float]]:
     both = both.reindex(columns=[a, b])
     difference = (both[a] - both[b]).dropna()
     return {split: of_split.tolist() for split, of_split in difference.groupby(level="split")}
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Pearson's correlation of two (tasks, tasks) matrices over the pairs of different tasks."""
+    pairs = torch.ones_like(a).triu(1).bool()
+    return torch.corrcoef(torch.stack([a[pairs], b[pairs]]))[0, 1].item()

@@ -17,6 +17,7 @@ import random
 from collections.abc import Sequence
 
 import datasets
+import torch
 
 SKILLS = ("past", "negate", "plural", "swap", "opposite", "category", "ask", "front")
 COPY = "copy"  # the name of the empty set of skills in the backbone's pretraining
@@ -185,6 +186,13 @@ def make_split(number: int, n_train: int = 24, n_held_out: int = 8) -> Split:
     return Split(
         tuple(Task(skills, f"src{tag}") for skills, tag in zip(train, tags, strict=True)),
         tuple(Task(skills, f"src{tag}") for skills, tag in zip(held_out, new, strict=True)),
+    )
+
+
+def skill_overlap(of: Sequence[Task]) -> torch.Tensor:
+    """Between each two tasks, the skills that they share over the skills that either has: (tasks, tasks)."""
+    return torch.tensor(
+        [[len({*a.skills} & {*b.skills}) / len({*a.skills} | {*b.skills}) for a in of] for b in of]
     )
 
 

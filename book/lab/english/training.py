@@ -1,17 +1,37 @@
-"""Training and evaluation on the benchmark: the few lines that all experiments share."""
+"""Tokenising, training, evaluation and few-shot transfer: the few lines that all experiments share."""
 
+import copy
+import functools
 from collections.abc import Callable
 
 import datasets
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 import minitensorpoly as mtp
 
+from . import tasks
+
+FEW_STEPS, FEW_ROWS = 80, 4  # few-shot training: steps, and rows of each new task in a batch
+OWN_RATE = 0.1  # of routing and vectors while everything is trained on a few examples
 Data = dict[str, Tensor]  # input_ids, attention_mask, labels (-100 where padded), task_ids: a row an example
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the benchmark's vocabulary; it ends every text with </s>."""
+    ids = {word: i for i, word in enumerate(tasks.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", ids["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def encode(dataset: datasets.Dataset, tokenizer) -> Data:
@@ -25,6 +45,12 @@ def encode(dataset: datasets.Dataset, tokenizer) -> Data:
         "labels": target["input_ids"].masked_fill(target["attention_mask"] == 0, -100),
         "task_ids": torch.tensor(columns["task_ids"]),
     }
+
+
+@functools.lru_cache(maxsize=16)  # runs of one process often share a split and a seed
+def examples(of: tuple[tasks.Task, ...], n: int, seed: str, named: bool = False, first_id: int = 0) -> Data:
+    """n tokenised sentences of each task, task after task; arguments as in `tasks.make_dataset`."""
+    return encode(tasks.make_dataset(of, n, seed, named, first_id), make_tokenizer())
 
 
 def select(data: Data, rows) -> Data:
@@ -108,6 +134,42 @@ def exact_match(model, data: Data, batch_size: int = 512) -> Tensor:
 def by_task(matches: Tensor, task_ids: Tensor) -> dict[int, float]:
     """Exact match of each task, 0 to 1."""
     return {int(t): matches[task_ids == t].float().mean().item() for t in task_ids.unique()}
+
+
+def transfer(
+    model, of: tuple[tasks.Task, ...], part: str, shots: int, lr: float, seed: int, n_test: int = 100
+) -> dict[int, float]:
+    """Few-shot transfer of a trained model with routing to new tasks; the model stays as it was.
+
+    By routing alone, all new tasks are learned in one training, since none has anything that another
+    trains. By everything, each learns from a copy of its own.
+
+    Args:
+        model: an adapted model.
+        of: the new tasks.
+        part: "routing" or "all".
+        shots: examples of each new task.
+        lr: learning rate of the routing alone, or of the factors.
+        seed: of the sentences and of their order.
+        n_test: sentences of each task to be right on.
+
+    Returns:
+        Exact match of each new task, 0 to 1.
+    """
+    known, accuracy = model.adaptation.config.n_tasks, {}
+    few = examples(of, shots, f"few-shot {seed}", first_id=known)
+    test = examples(of, n_test, f"test {seed}", first_id=known)
+    new = [known + i for i in range(len(of))]
+    for ids in [new] if part == "routing" else [[i] for i in new]:
+        learner = copy.deepcopy(model)
+        mtp.add_tasks(learner, len(new))
+        mtp.train_only(learner, part)
+        rows = torch.isin(few["task_ids"], torch.tensor(ids))
+        own_lr = lr if part == "routing" else OWN_RATE
+        train(learner, select(few, rows), FEW_STEPS, lr, own_lr, FEW_ROWS * len(ids), seed)
+        rows = torch.isin(test["task_ids"], torch.tensor(ids))
+        accuracy |= by_task(exact_match(learner, select(test, rows)), test["task_ids"][rows])
+    return accuracy
 
 
 def gradient_cosines(model, data: Data, tasks: int, rows: int = 32) -> Tensor:

@@ -4,9 +4,6 @@ import matplotlib.pyplot as plt
 import numpy
 import pandas
 from cycler import cycler
-from matplotlib import ticker
-
-from .. import records
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLORS = {
@@ -18,8 +15,9 @@ COLORS = {
     "TensorPoly-I": "#0072B2",
     "TensorPoly-II": "#009E73",
     "LoRA, vector": "#56B4E9",
+    "TLoRA, vector": "#56B4E9",
 }
-MARKERS = dict(zip(COLORS, "sxPo^DvX", strict=True))
+MARKERS = dict(zip(COLORS, "sxPo^DvX*", strict=True))
 
 # A white ground keeps black text legible on the site's dark pages.
 STYLE = {
@@ -42,32 +40,8 @@ def use_style() -> None:
 
 
 def family(adapter: str) -> str:
-    """'TensorPoly-I N=4' belongs to 'TensorPoly-I'."""
+    """'TensorPoly-I, N=4' belongs to 'TensorPoly-I'."""
     return max((name for name in COLORS if adapter.startswith(name)), key=len)
-
-
-def bars(runs: pandas.DataFrame, columns: list[str], adapters: list[str], title: str, ylabel: str):
-    """Grouped bars: an adapter a group, a column a bar, every run a dot, 95 % intervals as whiskers."""
-    figure, axes = plt.subplots(figsize=(7.5, 3.4))
-    width = 0.8 / len(columns)
-    alphas = numpy.linspace(1, 0.4, len(columns))
-    for j, adapter in enumerate(adapters):
-        own, color = runs[runs["adapter"] == adapter], COLORS[family(adapter)]
-        present = [i for i, column in enumerate(columns) if own[column].notna().any()]
-        for place, i in enumerate(present):
-            values = own[columns[i]].dropna()
-            x = j + (place - (len(present) - 1) / 2) * width
-            axes.bar(x, values.mean(), width * 0.92, color=color, alpha=alphas[i], edgecolor=color)
-            axes.errorbar(x, values.mean(), records.half_width(values), color="#555555", capsize=2, lw=1)
-            offsets = numpy.linspace(-0.25, 0.25, len(values)) * width
-            axes.plot(x + offsets, values, "o", ms=2.5, mfc="white", mec="#222222", mew=0.6)
-    axes.set_xticks(range(len(adapters)), adapters, rotation=20)
-    axes.set_ylabel(ylabel)
-    axes.set_ylim(0, 104)
-    shades = [plt.Rectangle((0, 0), 1, 1, fc="#555555", alpha=alpha) for alpha in alphas]
-    axes.legend(shades, columns, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set_title(title)
-    return figure
 
 
 def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: float | None = None):
@@ -89,7 +63,8 @@ def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: flo
             y, color = names.index(contender), COLORS[family(contender)]
             axes.plot([row["low"], row["high"]], [y, y], color=color, lw=2.5, alpha=0.5)
             axes.plot(row["splits"], [y - 0.27] * len(row["splits"]), ".", color="#777777", ms=4)
-            axes.plot(row["mean"], y, MARKERS[family(contender)], color=color, ms=7)
+            filled = color if contender == family(contender) else "white"
+            axes.plot(row["mean"], y, MARKERS[family(contender)], color=color, mfc=filled, ms=7)
         if line is not None:
             axes.axvline(line, color="#555555", lw=1, ls=":")
         axes.set_yticks(range(len(names)), names if axes is all_axes[0][0] else [""] * len(names))
@@ -100,49 +75,37 @@ def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: flo
     return figure
 
 
-def against_parameters(runs: pandas.DataFrame, columns: list[str], title: str):
-    """Accuracy against trainable parameters, routing counted: a row of panels a column, a panel a width."""
-    widths = sorted(runs["width"].unique())
+def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: str, log: bool = False):
+    """A contender a line, a panel a column: means, with their 95 % intervals as a band.
+
+    Args:
+        panels: {title of the panel: rows by (contender, x), with mean, low and high}.
+        xlabel: what x is.
+        ylabel: what is shown.
+        title: of the figure.
+        log: whether x is on a logarithmic axis, with a tick at each of its values.
+    """
+    names = {}
     figure, grid = plt.subplots(
-        len(columns),
-        len(widths),
-        figsize=(3.9 * len(widths) + 1.2, 2.9 * len(columns)),
-        squeeze=False,
-        sharey="row",
+        1, len(panels), figsize=(1.7 + 3.3 * len(panels), 3.6), sharey=True, squeeze=False
     )
-    for axes_row, column in zip(grid, columns, strict=True):
-        for axes, width in zip(axes_row, widths, strict=True):
-            for adapter, group in runs[runs["width"] == width].groupby("adapter", sort=False):
-                size = (group["factors"] + group["routing"]).iloc[0] / 1000
-                name, half = family(adapter), records.half_width(group[column])
-                axes.errorbar(
-                    size,
-                    group[column].mean(),
-                    half,
-                    fmt=MARKERS[name],
-                    color=COLORS[name],
-                    ms=6,
-                    capsize=2,
-                )
-                detail = adapter.removeprefix(name).strip()
-                axes.annotate(
-                    detail,
-                    (size, group[column].mean()),
-                    (5, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
-            axes.set_ylim(0, 104)
+    for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
+        for contender, own in table.astype(float).groupby(level=0, sort=False):
+            x, of = own.index.get_level_values(1), family(contender)
+            usual = contender == of and contender != "TLoRA, vector"
+            look = {"color": COLORS[of], "ls": "-" if usual else "--", "marker": MARKERS[of]}
+            look["mfc"] = COLORS[of] if contender == of else "white"
+            (names[contender],) = axes.plot(x, own["mean"], **look, ms=5, lw=1.4)
+            axes.fill_between(x, own["low"], own["high"], color=COLORS[of], alpha=0.13, lw=0)
+        axes.set_xlabel(xlabel)
+        axes.set_title(name)
+        if log:
+            ticks = sorted(set(table.index.get_level_values(1)))
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-            axes.xaxis.set_minor_locator(ticker.NullLocator())
-            axes.set_title(f"width {width}", fontsize="small")
-            axes.set_xlabel("trainable parameters (thousands)")
-        axes_row[0].set_ylabel(f"{column}\nexact match (%)")
-    shown = [name for name in COLORS if name in {family(adapter) for adapter in runs["adapter"]}]
-    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n], ls="") for n in shown]
-    figure.legend(handles, shown, loc="outside right upper", frameon=False)
+            axes.set_xticks(ticks, ticks)
+            axes.minorticks_off()
+    grid[0][0].set_ylabel(ylabel)
+    figure.legend(names.values(), names, loc="outside right upper", frameon=False, fontsize="small")
     figure.suptitle(title, x=0.02, ha="left")
     return figure
 
@@ -205,39 +168,6 @@ def growth(measured: pandas.DataFrame, column: str, ylabel: str, title: str):
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
     figure.suptitle(title, x=0.02, ha="left")
-    return figure
-
-
-def learning_rates(searched: list[dict], chosen: dict):
-    """The search: exact match against learning rate, a panel a width, the chosen rate marked."""
-    widths = sorted({record["width"] for record in searched})
-    figure, grid = plt.subplots(
-        1, len(widths), figsize=(4.1 * len(widths) + 1.4, 3.2), squeeze=False, sharey=True
-    )
-    for axes, width in zip(grid[0], widths, strict=True):
-        for adapter in chosen[str(width)]:
-            runs = [r for r in searched if (r["width"], r["adapter"]) == (width, adapter)]
-            runs = sorted(
-                {r["lr"]: 100 * records.mean(r["train"]) for r in runs if not r["few_shot"]}.items()
-            )
-            style = "-" if adapter == family(adapter) else ":"
-            axes.plot(*zip(*runs, strict=True), style, color=COLORS[family(adapter)], lw=1.2)
-            best = chosen[str(width)][adapter]["lr"]
-            axes.plot(
-                best,
-                dict(runs)[best],
-                MARKERS[family(adapter)],
-                color=COLORS[family(adapter)],
-                ms=6,
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate of the factors")
-        axes.set_title(f"width {width}", fontsize="small")
-    grid[0][0].set_ylabel("exact match on training tasks (%)")
-    shown = [name for name in COLORS if name in {family(run["adapter"]) for run in searched}]
-    handles = [plt.Line2D([], [], color=COLORS[n], marker=MARKERS[n]) for n in shown]
-    figure.legend(handles, shown, loc="outside right upper", frameon=False)
-    figure.suptitle("Every adapter's best learning rate lies inside the grid", x=0.02, ha="left")
     return figure
 
 

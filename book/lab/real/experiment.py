@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import minitensorpoly as mtp
 
 from .. import methods
-from ..english.search import OWN_RATES, RATES, climb, line, rates_inside
+from ..english.search import OWN_RATES, RATES
 from ..records import RESULTS, provenance
-from ..runs import Records, append, work
+from ..runs import Records, append, climb, line, rates_inside, work
 from . import customers
 from .choosers import linear_layers
 

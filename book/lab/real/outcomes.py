@@ -72,24 +72,6 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
     return pandas.DataFrame(found)
 
 
-def accuracies(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Means over customers and splits, with 95 % intervals by the hierarchical bootstrap.
-
-    Args:
-        table: rows of `tidy` of one measure, part and number of shots.
-
-    Returns:
-        A row for each contender: mean, low, high, and `splits`, the mean of each split.
-    """
-    found = {}
-    for contender, own in table.groupby("contender", sort=False):
-        by_split = {split: rows["value"].tolist() for split, rows in own.groupby("split")}
-        mean, low, high = interval(by_split)
-        splits = [sum(values) / len(values) for values in by_split.values()]
-        found[contender] = {"mean": mean, "low": low, "high": high, "splits": splits}
-    return pandas.DataFrame(found).T
-
-
 def difference(a: pandas.DataFrame, b: pandas.DataFrame) -> tuple[float, float, float]:
     """Rows a minus rows b of `tidy`, customer by customer: mean, and the ends of its 95 % interval."""
     key = ["split", "customer"]

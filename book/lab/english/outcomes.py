@@ -1,0 +1,94 @@
+"""What the search has chosen, and which final runs are recorded."""
+
+from pathlib import Path
+
+import pandas
+
+from ..runs import Records, read
+from . import rules
+from .comparison import allowed, final_file, search_file
+from .contenders import CONTENDERS, SHAPES, build, parameters
+from .run import N_TEST, SHOTS, run_of
+from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, Search, score
+
+
+def final_records(folder: Path) -> list[dict]:
+    """The recorded final runs, block after block, and in each contender after contender."""
+    found = []
+    for width, blocks in rules.BLOCKS.items():
+        for budget, setting, steps in blocks:
+            records = read(final_file(folder, width, budget, setting, steps))
+            found += sorted(records, key=lambda record: [*CONTENDERS].index(record["contender"]))
+    return found
+
+
+def progress(folder: Path) -> pandas.DataFrame:
+    """How many final runs of each block are recorded, and how many the rules ask for."""
+    rows = []
+    for width, blocks in rules.BLOCKS.items():
+        for (budget, setting, steps), splits in blocks.items():
+            asked = splits * sum(allowed(contender, setting) for contender in SHAPES[width, budget])
+            done = len(read(final_file(folder, width, budget, setting, steps)))
+            rows.append([width, budget, setting, steps, done, asked])
+    return pandas.DataFrame(rows, columns=["width", "budget", "setting", "steps", "recorded", "runs"])
+
+
+def search_of(folder: Path, width: int, budget: str, contender: str) -> Search:
+    """The search of a contender, as it is recorded; what is not raises NotRecorded."""
+    return Search(width, budget, contender, Records(search_file(folder, width, budget, contender), run_of))
+
+
+def better_part(folder: Path, width: int = 64):
+    """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all"."""
+
+    def better(contender, budget, steps, shots):
+        found = search_of(folder, width, budget, contender).few_shot(steps)
+        return max(
+            (part for part in ("own", "all") if (part, shots) in found),
+            key=lambda part: found[part, shots][1],
+        )
+
+    return better
+
+
+def trials(folder: Path, width: int, budget: str) -> pandas.DataFrame:
+    """Every trial of shapes and rates, a mean over its seeds.
+
+    Returns:
+        Columns: contender, shape, lr, own_lr; `train`, exact match on the training tasks, and `score`, what
+        the trial was judged by, both in percent.
+    """
+    rows = []
+    for contender in SHAPES[width, budget]:
+        parts = [part for part in CONTENDERS[contender].parts if part in TRIAL_RATES]
+        for record in read(search_file(folder, width, budget, contender)):
+            if record["few_steps"] == TRIAL_STEPS and record["few_shot"]:
+                train = 100 * sum(record["train"]) / (N_TEST * len(record["train"]))
+                cell = [contender, record["shape"], record["lr"], record["own_lr"]]
+                rows.append([*cell, train, 100 * score(record, parts)])
+    columns = ["contender", "shape", "lr", "own_lr", "train", "score"]
+    return pandas.DataFrame(rows, columns=columns).groupby(columns[:4], sort=False).mean().reset_index()
+
+
+def chosen(folder: Path, width: int, budget: str) -> pandas.DataFrame:
+    """What the search has chosen for each contender, for runs of `STEPS` steps.
+
+    Returns:
+        A row for each contender: trials; the shape; `factors`, and `own` numbers for each of 24 tasks;
+        the rate of either; the few-shot rates of each part, from few examples to many.
+    """
+    counts = trials(folder, width, budget).groupby("contender").size()
+    found = {}
+    for contender in SHAPES[width, budget]:
+        search = search_of(folder, width, budget, contender)
+        best, few_shot = search.shape_and_rates(), search.few_shot(STEPS)
+        sizes = parameters(build(width, contender, best["shape"], n_tasks=24, seed=0))
+        sizes = {name: sum(p.numel() for p in group) for name, group in sizes.items()}
+        row = {"trials": counts[contender], "shape": best["shape"]}
+        row |= {"factors": sizes["factors"], "own": sizes["own"] // 24}
+        row |= {"rate": best["lr"], "rate of own": best["own_lr"] or "–"}
+        for part in TRIAL_RATES:
+            rates = [f"{few_shot[part, n][0]:g}" for n in SHOTS if (part, n) in few_shot]
+            row[f"few-shot {part}"] = ", ".join(rates) or "–"
+        found[contender] = row
+    return pandas.DataFrame(found).T
