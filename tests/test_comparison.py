@@ -18,6 +18,7 @@ from lab.english import (
     comparison,
     contenders,
     learners,
+    outcomes,
     rules,
     run,
     search,
@@ -26,6 +27,7 @@ from lab.english import (
     training,
 )
 from lab.english.contenders import BUDGETS, CONTENDERS, SHAPES
+from lab.pictures import results
 
 MIXTURES = ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
 SHAPE = {"LoRA": "r=8", "LoRA, vector": "r=8", "Poly": "K=4 r=2", "MHR": "K=4 r=2 H=8"}
@@ -338,6 +340,93 @@ def test_final_runs_take_turns_over_the_contenders(tmp_path):
 
 
 # ------------------------------------------------------------ statistics
+
+
+def made_up_record(contender="Poly", split=1, right=50, **changes):
+    """A final run that is right on half as many sentences where tasks share a tag."""
+    shared = tasks.make_split(split).shared
+    record = dataclasses.asdict(quick(contender, few_shot=())) | {"split": split, "seed": split}
+    record |= {
+        "train": [right // 2 if is_shared else right for is_shared in shared],
+        "curve": [[2, 60], [4, 120]],
+    }
+    record["few_shot"] = [{"part": "own", "shots": 8, "rate": 0.1, "right": [30, 50]}]
+    record["old"] = [{"part": "own", "shots": 8, "rate": 0.1, "before": 200, "right": [176, 152]}]
+    return record | {"n_test": 100} | changes
+
+
+def test_a_record_becomes_percentages_and_points():
+    table = statistics.tidy([made_up_record()]).set_index("measure")["value"]
+    assert dict(table) == {"train": 37.5, "own tag": 50, "shared tag": 25, "transfer": 40, "old": 15}
+    named = statistics.tidy([made_up_record(setting="skills named")])
+    assert set(named["measure"]) == {"train", "transfer", "old"}
+    curve = statistics.curves([made_up_record()])
+    assert dict(zip(curve["step"], curve["value"], strict=True)) == {2: 25, 4: 50}
+
+
+def test_accuracies_are_means_of_splits_and_are_written_with_their_interval():
+    table = pandas.DataFrame(
+        {"contender": "Poly", "split": [1, 1, 2], "value": [10.0, 20.0, 45.0], "shots": 8}
+    )
+    found = statistics.accuracies(table, ["contender", "shots"]).loc["Poly", 8]
+    assert (
+        found["mean"] == 30 and found["splits"] == [15, 45] and 10 <= found["low"] < 30 < found["high"] <= 45
+    )
+    texts = statistics.texts(
+        pandas.DataFrame({"mean": [30.04], "low": [9.96], "high": [45.0]}, index=["Poly"])
+    )
+    assert dict(texts) == {"Poly": "30.0 (10.0 to 45.0)"}
+
+
+def test_a_run_that_failed_stands_out_in_its_block():
+    made = [made_up_record(split=split, right=right) for split, right in ((1, 80), (2, 90), (3, 38), (4, 80))]
+    failed = rules.failed(statistics.tidy(made + [made_up_record("MHR", right=20)]))
+    assert list(failed["split"]) == [3] and list(failed["contender"]) == ["Poly"]
+
+
+@pytest.mark.parametrize("draw", [results.lines, results.against])
+def test_figures_show_every_contender_in_every_panel(draw):
+    names = list(CONTENDERS)
+    table = pandas.DataFrame({"mean": 50.0, "low": 40.0, "high": 60.0, "x": 64.0}, index=names)
+    if draw is results.lines:
+        table = pandas.concat({8: table, 32: table}).swaplevel()
+    figure = draw({"one": table, "two": table[:4]}, "x", "y", "A title")
+    assert len(figure.axes) == 2 and figure.axes[0].get_title() == "one"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    marks = [
+        (line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines
+    ]
+    assert len({mark for mark in marks if mark[1] != "None"}) == len(names)  # they can be told apart
+
+
+# ------------------------------------------------------------ what is recorded
+
+
+def test_recorded_final_runs_are_those_that_the_rules_ask_for():
+    folder, recorded = comparison.RESULTS, 0
+    for width, blocks in rules.BLOCKS.items():
+        for block, splits in blocks.items():
+            made = {
+                run.run_of(record).key for record in runs.read(comparison.final_file(folder, width, *block))
+            }
+            if made:
+                asked = comparison.final_runs(folder, width, block, rules.PAIRS[:splits])
+                assert made <= {of_run.key for of_run in asked}
+                recorded += len(made)
+    assert recorded == len(outcomes.final_records(folder)) == outcomes.progress(folder)["recorded"].sum() > 0
+
+
+def test_tables_of_the_search_have_its_trials_and_its_choices():
+    trials = outcomes.trials(comparison.RESULTS, 64, "large")
+    chosen = outcomes.chosen(comparison.RESULTS, 64, "large")
+    assert list(chosen.index) == list(SHAPES[64, "large"])
+    for contender, row in chosen.iterrows():
+        own = trials[trials["contender"] == contender]
+        assert len(own) == row["trials"] >= search.TRIALS[64][0]
+        best = own.loc[own["score"].idxmax()]
+        assert (best["shape"], best["lr"]) == (row["shape"], row["rate"])
+    better = outcomes.better_part(comparison.RESULTS)
+    assert better("LoRA", "large", 300, 8) == "all" and better("Poly", "large", 300, 8) in ("own", "all")
 
 
 def test_interval_agrees_with_the_variance_of_a_hierarchical_mean():

@@ -121,9 +121,7 @@ def test_expectations_compare_what_the_plan_names(table):
 
 
 def test_the_picture_has_a_line_for_each_contender(table):
-    panels = {
-        name: accuracies(table[table["rows"] == rows]) for name, rows in (("a", 16), ("b", 64))
-    }
+    panels = {name: accuracies(table[table["rows"] == rows]) for name, rows in (("a", 16), ("b", 64))}
     figure = results.dots(panels, "percent", "A title", line=50)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == [*experiment.SHAPES][::-1] and len(figure.axes) == 2

@@ -6,10 +6,11 @@ import pandas
 
 from ..runs import Records, read
 from . import rules
-from .comparison import allowed, final_file, search_file
+from .comparison import RESULTS, allowed, final_file, search_file
 from .contenders import CONTENDERS, SHAPES, build, parameters
 from .run import N_TEST, SHOTS, run_of
 from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, Search, score
+from .statistics import tidy
 
 
 def final_records(folder: Path) -> list[dict]:
@@ -20,6 +21,14 @@ def final_records(folder: Path) -> list[dict]:
             records = read(final_file(folder, width, budget, setting, steps))
             found += sorted(records, key=lambda record: [*CONTENDERS].index(record["contender"]))
     return found
+
+
+def block(
+    folder: Path = RESULTS, budget="large", setting="24 tasks", steps=STEPS, width=64
+) -> pandas.DataFrame:
+    """The accuracies of one block's recorded final runs; see `statistics.tidy`."""
+    records = read(final_file(folder, width, budget, setting, steps))
+    return tidy(sorted(records, key=lambda record: [*CONTENDERS].index(record["contender"])))
 
 
 def progress(folder: Path) -> pandas.DataFrame:

@@ -97,7 +97,18 @@ def accuracies(table: pandas.DataFrame, by: str | list[str] = "contender") -> pa
         mean, low, high = interval(by_split)
         splits = [sum(values) / len(values) for values in by_split.values()]
         found[key] = {"mean": mean, "low": low, "high": high, "splits": splits}
-    return pandas.DataFrame(found).T
+    return pandas.DataFrame.from_dict(found, orient="index")
+
+
+def texts(found: pandas.DataFrame, digits: int = 1) -> pandas.Series:
+    """Means with their intervals as text, such as '97.2 (95.9 to 98.1)', of `accuracies`."""
+    return pandas.Series(
+        {
+            key: f"{row['mean']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+            for key, row in found.iterrows()
+        },
+        dtype=object,
+    )
 
 
 def sign_flip(by_split: Mapping[int, Sequence[float]]) -> float:

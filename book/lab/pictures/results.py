@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy
 import pandas
 from cycler import cycler
+from matplotlib import ticker
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLORS = {
@@ -90,7 +91,7 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
         1, len(panels), figsize=(1.7 + 3.3 * len(panels), 3.6), sharey=True, squeeze=False
     )
     for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
-        for contender, own in table.astype(float).groupby(level=0, sort=False):
+        for contender, own in table.groupby(level=0, sort=False):
             x, of = own.index.get_level_values(1), family(contender)
             usual = contender == of and contender != "TLoRA, vector"
             look = {"color": COLORS[of], "ls": "-" if usual else "--", "marker": MARKERS[of]}
@@ -100,10 +101,41 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
         axes.set_xlabel(xlabel)
         axes.set_title(name)
         if log:
-            ticks = sorted(set(table.index.get_level_values(1)))
+            ticks = sorted({int(x) for x in table.index.get_level_values(1)})
             axes.set_xscale("log")
             axes.set_xticks(ticks, ticks)
             axes.minorticks_off()
+    grid[0][0].set_ylabel(ylabel)
+    figure.legend(names.values(), names, loc="outside right upper", frameon=False, fontsize="small")
+    figure.suptitle(title, x=0.02, ha="left")
+    return figure
+
+
+def against(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: str):
+    """A contender a point, a panel a column: means with 95 % intervals, against a number on a log axis.
+
+    Args:
+        panels: {title of the panel: rows by contender, with x, mean, low and high}.
+        xlabel: what x is.
+        ylabel: what is shown.
+        title: of the figure.
+    """
+    names = {}
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(1.9 + 3.2 * len(panels), 3.4), sharey=True, squeeze=False
+    )
+    for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
+        for contender, row in table.iterrows():
+            of = family(contender)
+            look = {"color": COLORS[of], "mfc": COLORS[of] if contender == of else "white"}
+            axes.plot([row["x"]] * 2, [row["low"], row["high"]], color=COLORS[of], lw=2, alpha=0.5)
+            (names[contender],) = axes.plot(row["x"], row["mean"], MARKERS[of], **look, ms=7)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_xlabel(xlabel)
+        axes.set_title(name)
     grid[0][0].set_ylabel(ylabel)
     figure.legend(names.values(), names, loc="outside right upper", frameon=False, fontsize="small")
     figure.suptitle(title, x=0.02, ha="left")
