@@ -484,7 +484,8 @@ def test_verdicts_follow_the_rule():
                 for part, more in (("own", 0), ("all", 100 if contender == "Poly" else -50)):
                     what = {"measure": "transfer", "part": part, "shots": 8}
                     rows.append(cell | what | {"value": value + more})
-    table = rules.verdicts(pandas.DataFrame(rows), lambda *cell: "own").set_index("comparison")["verdict"]
+    table = rules.verdicts(pandas.DataFrame(rows), lambda contender, **cell: "own")
+    table = table.set_index("comparison")["verdict"]
     of = {str(c): c for c in rules.PRIMARY}
     for comparison_text, verdict in table.items():
         c = of[comparison_text]

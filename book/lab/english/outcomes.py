@@ -47,10 +47,27 @@ def search_of(folder: Path, width: int, budget: str, contender: str) -> Search:
     return Search(width, budget, contender, Records(search_file(folder, width, budget, contender), run_of))
 
 
-def better_part(folder: Path, width: int = 64):
+def development(
+    contender: str, steps: int, folder: Path = RESULTS, width=64, budget="large"
+) -> pandas.DataFrame:
+    """How a contender does on the development split, at its chosen shape and rates; see `statistics.tidy`.
+
+    The search has two seeds, and it was this split that the rates were chosen on.
+    """
+    search = search_of(folder, width, budget, contender)
+    chosen = {name: search.shape_and_rates()[name] for name in ("shape", "own_lr")}
+    chosen |= {"steps": steps, "lr": search.rate(steps), "setting": "24 tasks"}
+    by_seed = {}
+    for record in read(search_file(folder, width, budget, contender)):
+        if chosen.items() <= record.items():
+            by_seed.setdefault(record["seed"], record)
+    return tidy([record | {"few_shot": []} for record in by_seed.values()])
+
+
+def better_part(folder: Path = RESULTS, width: int = 64):
     """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all"."""
 
-    def better(contender, budget, steps, shots):
+    def better(contender, budget="large", steps=STEPS, shots=8):
         found = search_of(folder, width, budget, contender).few_shot(steps)
         return max(
             (part for part in ("own", "all") if (part, shots) in found),

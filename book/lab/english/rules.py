@@ -1,6 +1,7 @@
 """The primary comparisons, their decision rule and the order of the runs, fixed before the final runs."""
 
 import dataclasses
+import functools
 
 import pandas
 
@@ -133,9 +134,18 @@ def _differences(values, comparison, better_part):
         return {}
     if comparison.shots is None:
         return paired(at[at["measure"] == "train"], comparison.a, comparison.b)
-    at = at[(at["measure"] == "transfer") & (at["shots"] == comparison.shots)]
-    parts = {
-        name: better_part(name, comparison.budget, comparison.steps, comparison.shots)
-        for name in (comparison.a, comparison.b)
-    }
-    return paired(at[at["part"] == at["contender"].map(parts)], comparison.a, comparison.b)
+    part = functools.partial(better_part, budget=comparison.budget, steps=comparison.steps)
+    return paired(by_better_part(at, comparison.shots, part), comparison.a, comparison.b)
+
+
+def by_better_part(values: pandas.DataFrame, shots: int, better_part) -> pandas.DataFrame:
+    """Transfer as each contender's user would have it: by the part that was better on the development split.
+
+    Args:
+        values: rows of `statistics.tidy`.
+        shots: examples of each new task.
+        better_part: (contender, shots=) -> "own" or "all".
+    """
+    at = values[(values["measure"] == "transfer") & (values["shots"] == shots)]
+    parts = {name: better_part(name, shots=shots) for name in at["contender"].unique()}
+    return at[at["part"] == at["contender"].map(parts)]
