@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 
 import numpy
 import pandas
@@ -27,7 +28,7 @@ from lab.english import (
     training,
 )
 from lab.english.contenders import BUDGETS, CONTENDERS, SHAPES
-from lab.pictures import results
+from lab.pictures import results, switches
 
 MIXTURES = ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
 SHAPE = {"LoRA": "r=8", "LoRA, vector": "r=8", "Poly": "K=4 r=2", "MHR": "K=4 r=2 H=8"}
@@ -397,6 +398,16 @@ def test_figures_show_every_contender_in_every_panel(draw):
         (line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines
     ]
     assert len({mark for mark in marks if mark[1] != "None"}) == len(names)  # they can be told apart
+
+
+def test_a_chart_with_switches_draws_each_line_where_its_numbers_are():
+    numbers = {"mean": [0.0, 100.0], "low": [0.0, 90.0], "high": [10.0, 100.0]}
+    table = pandas.concat({name: pandas.DataFrame(numbers, index=[10, 20]) for name in CONTENDERS})
+    drawn = switches.Switches(table, "step", "exact match (%)", ["Poly"], "chart")._repr_html_()
+    points = re.findall(r'<polyline [^>]*points="(\S+),(\S+) (\S+),(\S+)"', drawn)
+    assert len(points) == len(CONTENDERS) == drawn.count('type="checkbox"') and drawn.count(" checked>") == 1
+    ((x0, y0, x1, y1),) = {tuple(map(float, line)) for line in points}
+    assert x0 - switches.LEFT == pytest.approx((x1 - switches.LEFT) / 2, abs=0.1) and y0 > y1 + 200
 
 
 # ------------------------------------------------------------ what is recorded

@@ -91,3 +91,20 @@ def test_without_scripts_the_picture_stands_there(browser, origin, kind):
         _, picture = visit(context, origin, kind)
         assert picture.locator("rect").count() > 0 and picture.locator("svg").first.is_visible()
         assert not picture.locator("input").first.is_visible()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_lines_are_switched_on_and_off_by_keys(browser, origin, scripts):
+    with browser.new_context(java_script_enabled=scripts) as context:
+        page = context.new_page()
+        page.goto(f"{origin}book/08_experiment.html")
+        chart = page.locator("#switches-steps")
+        boxes = chart.get_by_role("checkbox").all()
+        for i, box in enumerate(boxes):
+            line = chart.locator(f"[data-line='{i}']")
+            before = box.is_checked()
+            assert line.is_visible() == before
+            box.focus()
+            page.keyboard.press("Space")
+            assert box.is_checked() != before and line.is_visible() != before
+        assert len(boxes) == 11

@@ -45,6 +45,11 @@ def family(adapter: str) -> str:
     return max((name for name in COLORS if adapter.startswith(name)), key=len)
 
 
+def dashed(contender: str) -> bool:
+    """Whether a contender's line is dashed, since another one has its colour."""
+    return contender != family(contender) or contender == "TLoRA, vector"
+
+
 def dots(panels: dict[str, pandas.DataFrame], xlabel: str, title: str, line: float | None = None):
     """A contender a line, a panel a column: means, 95 % intervals, and a small dot for each split.
 
@@ -93,8 +98,7 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
     for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
         for contender, own in table.groupby(level=0, sort=False):
             x, of = own.index.get_level_values(1), family(contender)
-            usual = contender == of and contender != "TLoRA, vector"
-            look = {"color": COLORS[of], "ls": "-" if usual else "--", "marker": MARKERS[of]}
+            look = {"color": COLORS[of], "ls": "--" if dashed(contender) else "-", "marker": MARKERS[of]}
             look["mfc"] = COLORS[of] if contender == of else "white"
             (names[contender],) = axes.plot(x, own["mean"], **look, ms=5, lw=1.4)
             axes.fill_between(x, own["low"], own["high"], color=COLORS[of], alpha=0.13, lw=0)
