@@ -93,7 +93,7 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
     """
     names = {}
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(1.7 + 3.3 * len(panels), 3.6), sharey=True, squeeze=False
+        1, len(panels), figsize=(1.6 + 2.5 * len(panels), 4.2), sharey=True, squeeze=False
     )
     for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
         for contender, own in table.groupby(level=0, sort=False):
@@ -110,7 +110,9 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
             axes.set_xticks(ticks, ticks)
             axes.minorticks_off()
     grid[0][0].set_ylabel(ylabel)
-    figure.legend(names.values(), names, loc="outside right upper", frameon=False, fontsize="small")
+    figure.legend(
+        names.values(), names, loc="outside lower center", ncols=min(4, 1 + len(panels)), frameon=False
+    )
     figure.suptitle(title, x=0.02, ha="left")
     return figure
 
@@ -135,7 +137,7 @@ def against(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title
             axes.plot([row["x"]] * 2, [row["low"], row["high"]], color=COLORS[of], lw=2, alpha=0.5)
             (names[contender],) = axes.plot(row["x"], row["mean"], MARKERS[of], **look, ms=7)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(ticker.LogLocator(base=4))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set_xlabel(xlabel)
