@@ -93,7 +93,7 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
     """
     names = {}
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(1.6 + 2.5 * len(panels), 4.2), sharey=True, squeeze=False
+        1, len(panels), figsize=(3.2 + 2 * len(panels), 4.2), sharey=True, squeeze=False
     )
     for axes, (name, table) in zip(grid[0], panels.items(), strict=True):
         for contender, own in table.groupby(level=0, sort=False):
@@ -111,7 +111,7 @@ def lines(panels: dict[str, pandas.DataFrame], xlabel: str, ylabel: str, title: 
             axes.minorticks_off()
     grid[0][0].set_ylabel(ylabel)
     figure.legend(
-        names.values(), names, loc="outside lower center", ncols=min(4, 1 + len(panels)), frameon=False
+        names.values(), names, loc="outside lower center", ncols=min(4, 2 + len(panels)), frameon=False
     )
     figure.suptitle(title, x=0.02, ha="left")
     return figure
