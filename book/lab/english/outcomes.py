@@ -115,6 +115,6 @@ def chosen(folder: Path, width: int, budget: str) -> pandas.DataFrame:
         row |= {"rate": best["lr"], "rate of own": best["own_lr"] or "–"}
         for part in TRIAL_RATES:
             rates = [f"{few_shot[part, n][0]:g}" for n in SHOTS if (part, n) in few_shot]
-            row[f"few-shot {part}"] = ", ".join(rates) or "–"
+            row[f"few-shot {part}"] = " ".join(rates) or "–"
         found[contender] = row
     return pandas.DataFrame(found).T
