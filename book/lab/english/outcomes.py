@@ -114,7 +114,7 @@ def chosen(folder: Path, width: int, budget: str) -> pandas.DataFrame:
         row |= {"factors": sizes["factors"], "own": sizes["own"] // 24}
         row |= {"rate": best["lr"], "rate of own": best["own_lr"] or "–"}
         for part in TRIAL_RATES:
-            rates = [f"{few_shot[part, n][0]:g}" for n in SHOTS if (part, n) in few_shot]
+            rates = [f"{few_shot[part, n][0]:g}".lstrip("0") for n in SHOTS if (part, n) in few_shot]
             row[f"few-shot {part}"] = " ".join(rates) or "–"
         found[contender] = row
     return pandas.DataFrame(found).T
