@@ -31,6 +31,11 @@ def final_file(folder: Path, width: int, budget: str, setting: str, steps: int) 
     return folder / "final" / f"{width} {budget} {setting} {steps}.jsonl".replace(" ", "_")
 
 
+def search_of(folder: Path, width: int, budget: str, contender: str) -> Search:
+    """The search of a contender, as it is recorded; what is not raises NotRecorded."""
+    return Search(width, budget, contender, Records(search_file(folder, width, budget, contender), run_of))
+
+
 def search_units(width: int) -> list[tuple]:
     """What is searched for the blocks of final runs, in their order: (budget, what, steps, setting)."""
     units = []
@@ -68,9 +73,7 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
     for contender in SHAPES[width, budget]:
         if not allowed(contender, setting):
             continue
-        search = Search(
-            width, budget, contender, Records(search_file(folder, width, budget, contender), run_of)
-        )
+        search = search_of(folder, width, budget, contender)
         found, usual, few_shot = search.shape_and_rates(), setting == "24 tasks", ()
         if steps >= STEPS and setting != "skills named":
             # Every number of examples and the uniform routing are for the usual tasks alone.

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas
 
-from ..runs import Records, read
+from ..runs import read
 from . import rules
-from .comparison import RESULTS, allowed, final_file, search_file
+from .comparison import RESULTS, allowed, final_file, search_file, search_of
 from .contenders import CONTENDERS, SHAPES, build, parameters
-from .run import N_TEST, SHOTS, run_of
-from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, Search, score
+from .run import N_TEST, SHOTS
+from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, score
 from .statistics import tidy
 
 
@@ -42,11 +42,6 @@ def progress(folder: Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["width", "budget", "setting", "steps", "recorded", "runs"])
 
 
-def search_of(folder: Path, width: int, budget: str, contender: str) -> Search:
-    """The search of a contender, as it is recorded; what is not raises NotRecorded."""
-    return Search(width, budget, contender, Records(search_file(folder, width, budget, contender), run_of))
-
-
 def development(
     contender: str, steps: int, folder: Path = RESULTS, width=64, budget="large"
 ) -> pandas.DataFrame:
@@ -64,11 +59,11 @@ def development(
     return tidy([record | {"few_shot": []} for record in by_seed.values()])
 
 
-def better_part(folder: Path = RESULTS, width: int = 64):
+def better_part(folder: Path = RESULTS):
     """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all"."""
 
     def better(contender, budget="large", steps=STEPS, shots=8):
-        found = search_of(folder, width, budget, contender).few_shot(steps)
+        found = search_of(folder, 64, budget, contender).few_shot(steps)
         return max(
             (part for part in ("own", "all") if (part, shots) in found),
             key=lambda part: found[part, shots][1],
