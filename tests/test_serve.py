@@ -365,6 +365,24 @@ def test_a_strangers_way(run, tmp_path, capsys):
     )
     command.main(["export", str(tmp_path / "three"), "urgency", str(tmp_path / "exported"), "--merged"])
     assert (tmp_path / "exported" / "config.json").exists() and len(tables.read(answers)) == 30
+    frame = "\\nAnswer:" if run[0] == "decoder" else ""
+    asked = f"to read 'Does this message have to be answered at once? {{message}}{frame}'"
+    assert asked in capsys.readouterr().out
+
+
+def test_a_private_lora_has_a_run_of_its_own_and_is_exported(tmp_path):
+    """What chapter 12 does with a new task that shall share nothing."""
+    pretrained, own = make_pretrained("decoder", tmp_path / "pretrained"), str(EXAMPLE / "urgency.yaml")
+    record = train(pretrained, tmp_path / "run", task_file=own, adapter="private-lora", max_steps=5)
+    model = serve.TaskModel.load(tmp_path / "run" / "model")
+    assert record["parameters"]["routing"] == 0 and [task.name for task in model.tasks] == ["urgency"]
+    model.export("urgency", tmp_path / "lora")
+    base = ALONE["decoder"].from_pretrained(pretrained)
+    served = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        expected = model.chooser.model(input_ids=ids, task_ids=0).logits
+        torch.testing.assert_close(served(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,12 @@ def add_task(options) -> None:
 
 def export(options) -> None:
     """Writes one task for PEFT or, merged into the pretrained weights, for transformers."""
-    TaskModel.load(options.model, options.base).export(options.task, options.folder, options.merged)
-    print(f"Written to {options.folder}")
+    model = TaskModel.load(options.model, options.base)
+    model.export(options.task, options.folder, options.merged)
+    prompt = model.tasks[model.id_of(options.task)].prompts[0]
+    print(
+        f"Written to {options.folder}", f"It was trained to read {model.chooser.framed(prompt)!r}", sep="\n"
+    )
 
 
 def _make_parser():

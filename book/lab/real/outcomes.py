@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas
 
-from ..english.statistics import interval
+from ..english.statistics import accuracies, interval
 from ..runs import Records
 from . import customers
 from .experiment import N_OLD, N_TEST, ROWS, SHAPES, final_runs, run_of, search_file
@@ -70,6 +70,17 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
                 lost = 100 * (trial["before"] - right) / n_old
                 found.append(what | {"customer": customer, "measure": "lost", "value": lost})
     return pandas.DataFrame(found)
+
+
+def transfers(table: pandas.DataFrame, measure: str, part: str, shots: int) -> pandas.Series:
+    """The mean of each contender over new customers of `tidy`, in whole percent (or points, if "lost")."""
+    own = table[(table["measure"] == measure) & (table["part"] == part) & (table["shots"] == shots)]
+    return accuracies(own)["mean"].astype(float).round()
+
+
+def span(means: pandas.Series) -> tuple[float, float]:
+    """The lowest and the highest mean of a mixture."""
+    return means[[*MIXTURES]].min(), means[[*MIXTURES]].max()
 
 
 def difference(a: pandas.DataFrame, b: pandas.DataFrame) -> tuple[float, float, float]:

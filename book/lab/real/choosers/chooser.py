@@ -47,6 +47,10 @@ class Chooser(nn.Module):
             scores, loss = self.scores(labels, task_ids, choices, owner, **tokens)
         return {"loss": loss + F.cross_entropy(scores, labels), "choice": scores.argmax(1)}
 
+    def framed(self, prompt: str) -> str:
+        """A prompt as the model reads it, up to its answer."""
+        return prompt
+
     def of_tasks(self, task_ids: Tensor) -> dict[str, Tensor]:
         """The argument that a call of the model needs if it is adapted."""
         return {"task_ids": task_ids} if hasattr(self.model, "adaptation") else {}

@@ -36,17 +36,17 @@ class DecoderChooser(LanguageChooser):
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         if self.chat and tokenizer.chat_template is None:
             raise ValueError("chat=True, but the tokenizer has no chat template; leave chat out")
-        self._frame = self._ids([self._framed("")])[0]  # tokens around a prompt
+        self._frame = self._ids([self.framed("")])[0]  # tokens around a prompt
         self._told = False
 
     def read(self, examples):
         return self._padded(
-            [self._cut(ids) for ids in self._ids([self._framed(e["prompt"]) for e in examples])]
+            [self._cut(ids) for ids in self._ids([self.framed(e["prompt"]) for e in examples])]
         )
 
     def tokenize(self, examples):
         """Prompts and answers are tokenized together, then divided: tokens may depend on what is before."""
-        framed = [self._framed(example["prompt"]) for example in examples]
+        framed = [self.framed(example["prompt"]) for example in examples]
         space = "" if self.chat else " "
         whole = self._ids(
             [f + space + choice for f, e in zip(framed, examples, strict=True) for choice in e["choices"]]
@@ -61,8 +61,7 @@ class DecoderChooser(LanguageChooser):
         answer_ids = pad_sequence(answers, batch_first=True, padding_value=-100)
         return {**self._padded(prompts), "answer_ids": answer_ids}
 
-    def _framed(self, prompt):
-        """A prompt as the model wants to read it, up to its answer."""
+    def framed(self, prompt):
         if not self.chat:
             return prompt + ANSWER
         message = {"role": "user", "content": prompt}
