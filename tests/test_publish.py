@@ -128,6 +128,18 @@ def test_the_website_has_the_library_as_a_file(unpublished, tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_the_website_has_the_project_as_a_file_in_which_its_commands_run(unpublished, tmp_path):
+    path = unpublished / "_static" / "minitensorpoly-book.zip"
+    with zipfile.ZipFile(path) as file:
+        file.extractall(tmp_path)
+    folder = tmp_path / "minitensorpoly-book"
+    kept = {name for name in git(ROOT, "ls-files").splitlines() if (ROOT / name).is_file()}
+    assert {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()} == kept
+    command = [sys.executable, "-m", "lab.real", "check", "lab/real/example/tasks.json"]
+    said = subprocess.check_output(command, cwd=folder / "book", text=True)
+    assert "sentiment: 48 training rows, 12 validation rows" in said
+
+
 def git(folder, *arguments):
     return subprocess.check_output(["git", *arguments], cwd=folder, text=True)
 

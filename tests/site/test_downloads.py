@@ -30,6 +30,16 @@ def test_a_notebook_downloads_with_its_outputs(desk, origin, notebook):
     assert any(cell.get("outputs") for cell in downloaded.cells)
 
 
+def test_the_project_downloads_as_a_file(desk, origin):
+    desk.goto(f"{origin}book/intro.html")
+    link = desk.get_by_role("link", name="the whole project as a zip")
+    answer = desk.request.get(link.evaluate("link => link.href"))
+    assert answer.ok
+    with zipfile.ZipFile(io.BytesIO(answer.body())) as file:
+        for name in ("Makefile", "README.md", "book/lab/real/__main__.py"):
+            assert file.read(f"minitensorpoly-book/{name}") == (ROOT / name).read_bytes()
+
+
 def test_the_library_downloads_as_a_file(desk, origin):
     answer = desk.request.get(f"{origin}_static/minitensorpoly.zip")
     assert answer.ok

@@ -1,10 +1,12 @@
 """A Sphinx extension: what the website has beyond what Jupyter Book makes.
 
-The library is there as one file, `_static/minitensorpoly.zip`, and only notebooks have a button for Colab.
+The library is there as one file, `_static/minitensorpoly.zip`, the whole project as another,
+`_static/minitensorpoly-book.zip`, and only notebooks have a button for Colab.
 Cells that show something are shown without their assertions: those pin what the text says, for the tests.
 """
 
 import ast
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -14,17 +16,33 @@ ROOT = Path(__file__).parents[3]
 def write_library(path: Path) -> None:
     """Packs the library with its licence; the same sources give the same bytes."""
     sources = [*sorted((ROOT / "minitensorpoly").glob("*.py")), ROOT / "LICENSE"]
+    _pack(path, {f"minitensorpoly/{source.name}": source for source in sources})
+
+
+def write_project(path: Path) -> None:
+    """Packs library, book and tests: what git keeps of them, or without git all that is not built."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    if not names:
+        built = {".git", ".venv", "_build", "build", "__pycache__", ".ipynb_checkpoints"}
+        found = (file.relative_to(ROOT) for file in ROOT.rglob("*") if file.is_file())
+        names = [str(name) for name in found if not built & {*name.parts}]
+    _pack(path, {f"minitensorpoly-book/{name}": ROOT / name for name in sorted(names)})
+
+
+def _pack(path, sources):
     with zipfile.ZipFile(path, "w") as file:
-        for source in sources:
-            entry = zipfile.ZipInfo(f"minitensorpoly/{source.name}")  # without the file's date
+        for name, source in sources.items():
+            entry = zipfile.ZipInfo(name)  # without the file's date
             entry.external_attr = 0o644 << 16
             file.writestr(entry, source.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
-def add_library(app, exception):
+def add_files(app, exception):
     """When a website is built."""
     if exception is None and app.builder.format == "html":
         write_library(Path(app.outdir, "_static", "minitensorpoly.zip"))
+        write_project(Path(app.outdir, "_static", "minitensorpoly-book.zip"))
 
 
 def keep_colab_for_notebooks(app, pagename, *_):
@@ -77,5 +95,5 @@ def hide_assertions(app, doctree):
 def setup(app):
     app.connect("doctree-read", hide_assertions)
     app.connect("html-page-context", keep_colab_for_notebooks)
-    app.connect("build-finished", add_library)
+    app.connect("build-finished", add_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
