@@ -32,6 +32,7 @@ from lab.pictures import results, switches
 
 MIXTURES = ("Poly", "MHR", "TensorPoly-I", "TensorPoly-II")
 SHAPE = {"LoRA": "r=8", "LoRA, vector": "r=8", "Poly": "K=4 r=2", "MHR": "K=4 r=2 H=8"}
+SHAPE |= {"LoRA, layer vectors": "r=8"}
 SHAPE |= {"TensorPoly-I": "N=2 R=8 r=4", "TensorPoly-II": "N=2 R=8 r=4", "private LoRA": "r=1 on=q|v"}
 
 
@@ -73,6 +74,27 @@ def test_the_vector_is_a_function_of_the_task_alone():
     same_text = {name: column[:1].repeat(4, 1) for name, column in batch.items()}
     first, second, third, fourth = told(model, same_text, [2, 2, 1, 0])
     assert torch.equal(first, second) and torch.equal(third, fourth) and not torch.equal(first, third)
+
+
+@torch.no_grad()
+def test_vectors_in_layers_are_biases_of_each_task():
+    model, batch = trained("LoRA, layer vectors"), small_batch(rows=3)
+    predicted = contenders.logits(model, batch, task_ids=torch.tensor([0, 2, 1]))
+    assert sum(p.numel() for p in contenders.parameters(model)["own"]) == 3 * 32 * 8
+    together = learners.Learners(model, 3)
+    own = together.known[torch.tensor([0, 2, 1])]
+    grouped = together.logits(batch, together.factors, own)
+    torch.testing.assert_close(grouped, predicted, rtol=1e-4, atol=1e-4)
+    for row, task in enumerate([0, 2, 1]):
+        plain = contenders.build(64, "LoRA", "r=8", 1, seed=0)
+        for i, (name, layer) in enumerate(mtp.adapted_layers(plain).items()):
+            told = mtp.adapted_layers(model)[name]
+            layer.A.matrices.copy_(told.A.matrices)
+            layer.B.matrices.copy_(told.B.matrices)
+            bias = told.B.matrices[0].T @ model.task_vectors[task, i]
+            layer.register_forward_hook(lambda layer, x, y, bias=bias: y + bias)
+        expected = contenders.logits(plain, batch)[row]
+        torch.testing.assert_close(predicted[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def told(model, batch, ids):
@@ -135,7 +157,7 @@ def test_a_learner_starts_as_a_task_that_the_library_adds(contender):
     torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("contender", ["TensorPoly-II", "LoRA, vector"])
+@pytest.mark.parametrize("contender", ["TensorPoly-II", "LoRA, vector", "LoRA, layer vectors"])
 @pytest.mark.parametrize("part", ["own", "all"])
 def test_learners_that_train_together_do_not_learn_from_each_other(contender, part):
     model, examples = trained(contender), few_examples(2)
@@ -199,7 +221,7 @@ def plain(monkeypatch):
         monkeypatch.setattr(run, name, value)
 
 
-@pytest.mark.parametrize("contender", ["TensorPoly-I", "LoRA, vector", "private LoRA"])
+@pytest.mark.parametrize("contender", ["TensorPoly-I", "LoRA, vector", "LoRA, layer vectors", "private LoRA"])
 def test_a_run_is_deterministic_and_its_record_tells_which_run_it_is(plain, contender):
     of_run = quick(contender)
     record, again = (json.loads(json.dumps(run.execute(of_run))) for _ in range(2))

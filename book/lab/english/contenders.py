@@ -1,10 +1,11 @@
-"""What is compared: adapters of equal size, each in several shapes, some of them told the task by a vector.
+"""What is compared: adapters of equal size, each in several shapes, some of them told the task by vectors.
 
 Everything that a contender trains is one of two kinds. *Factors* serve all tasks: the matrices or leaves.
 What a task has of its *own* serves that task alone: its row of routing logits, or its trained vector.
 """
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,13 @@ class Contender:
     Args:
         method: of `minitensorpoly`.
         vector: whether each task has a trained vector, which is added to the embedding of the first word.
+        layer_vectors: whether each task has a trained vector of r numbers in each layer, added to A x.
         private: whether each task has a LoRA of its own, and nothing is shared.
     """
 
     method: str
     vector: bool = False
+    layer_vectors: bool = False
     private: bool = False
 
     @property
@@ -41,7 +44,7 @@ class Contender:
         """
         if mtp.METHODS[self.method].routed and not self.private:
             return ("own", "all", "factors")
-        return ("own", "all") if self.vector else ("all",)
+        return ("own", "all") if self.vector or self.layer_vectors else ("all",)
 
 
 CONTENDERS = {
@@ -49,6 +52,7 @@ CONTENDERS = {
     "TLoRA": Contender("tlora"),
     "LoRA, vector": Contender("lora", vector=True),
     "TLoRA, vector": Contender("tlora", vector=True),
+    "LoRA, layer vectors": Contender("lora", layer_vectors=True),
     "private LoRA": Contender("poly", private=True),
     "private LoRA, 3 times": Contender("poly", private=True),
     "Poly": Contender("poly"),
@@ -83,6 +87,7 @@ def _shapes(matrices, order_2, order_4):
         "TLoRA": (two,),
         "LoRA, vector": ((dense,),),
         "TLoRA, vector": (two,),
+        "LoRA, layer vectors": ((dense,),),
         "private LoRA": (_THIRDS,),
         "private LoRA, 3 times": (("r=1",),),
         "Poly": (poly,),
@@ -98,10 +103,17 @@ SHAPES = {
     (64, "small"): _shapes(2, 8, 12),
     (256, "large"): _shapes(8, 64, 140),
 }
-for _name in ("TLoRA", "private LoRA", "private LoRA, 3 times"):
+for _name in ("TLoRA", "LoRA, layer vectors", "private LoRA", "private LoRA, 3 times"):
     del SHAPES[64, "small"][_name]
 # A run of width 256 takes several times as long: fewer contenders there, all of them told the task.
-for _name in ("LoRA", "TLoRA", "private LoRA", "private LoRA, 3 times", "TensorPoly-II"):
+for _name in (
+    "LoRA",
+    "TLoRA",
+    "LoRA, layer vectors",
+    "private LoRA",
+    "private LoRA, 3 times",
+    "TensorPoly-II",
+):
     del SHAPES[256, "large"][_name]
 
 
@@ -120,7 +132,8 @@ def options(contender: str, shape: str) -> dict:
 def build(width: int, contender: str, shape: str, n_tasks: int, seed: int) -> nn.Module:
     """The backbone with a contender's adapter at its start, which changes nothing yet.
 
-    A contender with a vector has a parameter `task_vectors` (tasks, width), which starts at zero.
+    A contender with a vector has a parameter `task_vectors` (tasks, width), which starts at zero. One with
+    vectors in its layers has one of (tasks, layers, r), and its layers add each row's to A x.
     """
     torch.manual_seed(seed)
     model, config = load_backbone(width)[0], options(contender, shape)
@@ -130,7 +143,19 @@ def build(width: int, contender: str, shape: str, n_tasks: int, seed: int) -> nn
         mtp.adapt(model, mtp.AdapterConfig(n_tasks=n_tasks, **config))
     if CONTENDERS[contender].vector:
         model.task_vectors = nn.Parameter(torch.zeros(n_tasks, width))
+    if CONTENDERS[contender].layer_vectors:
+        layers = mtp.adapted_layers(model).values()
+        model.task_vectors = nn.Parameter(torch.zeros(n_tasks, len(layers), config["rank"]))
+        for number, layer in enumerate(layers):
+            layer.register_forward_hook(functools.partial(_add_vector, model.task_vectors, number))
     return model
+
+
+def _add_vector(vectors, number, layer, inputs, output):
+    """B (A x + v) in place of B A x, with the vector v of each row's task."""
+    ids = layer.adaptation.task_ids_of(inputs[0], layer.name)
+    own = vectors[ids.expand(len(output)), number] @ layer.B() * layer.adaptation.config.scale  # (rows, out)
+    return output + own[:, None]
 
 
 def parameters(model) -> dict[str, list[nn.Parameter]]:

@@ -24,7 +24,8 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        self.base, self.scale, self.factors = layer.base, layer.adaptation.config.scale, None
+        self.base, self.scale = layer.base, layer.adaptation.config.scale
+        self.factors = self.vector = None
 
     @property
     def weight(self) -> Tensor:
@@ -36,6 +37,7 @@ class GroupedLinear(nn.Module):
         A, B = self.factors  # (groups, r, in), (groups, r, out)
         y = self.base(x)
         hidden = x.reshape(len(A), -1, x.shape[-1]) @ A.mT  # (groups, rows of a group * tokens, r)
+        hidden = hidden if self.vector is None else hidden + self.vector[:, None]
         return torch.baddbmm(y.reshape(len(B), -1, y.shape[-1]), hidden, B, alpha=self.scale).view(y.shape)
 
 
@@ -96,11 +98,14 @@ class Learners:
                 for factor, stack in zip((layer.A, layer.B), factors[2 * i : 2 * i + 2], strict=True)
             ]
         vectors = None
-        if self.vectors is not None:
+        if self.vectors is not None and self.vectors.dim() == 3:  # (groups, layers, r)
+            for grouped, vector in zip(self.grouped, own[-1].unbind(1), strict=True):
+                grouped.vector = vector
+        elif self.vectors is not None:
             vectors = own[-1].repeat_interleave(len(batch["labels"]) // len(own[-1]), 0)
         predicted = logits(self.model, batch, vectors)
         for grouped in self.grouped:
-            grouped.factors = None
+            grouped.factors = grouped.vector = None
         return predicted
 
 
