@@ -6,6 +6,7 @@ Cells that show something are shown without their assertions: those pin what the
 """
 
 import ast
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -24,9 +25,9 @@ def write_project(path: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
     if not names:
-        built = {".git", ".venv", "_build", "build", "__pycache__", ".ipynb_checkpoints"}
+        built = re.compile(r"\.(?!github|gitignore).*|_build|build|__pycache__|.*\.egg-info")
         found = (file.relative_to(ROOT) for file in ROOT.rglob("*") if file.is_file())
-        names = [str(name) for name in found if not built & {*name.parts}]
+        names = [str(name) for name in found if not any(map(built.fullmatch, name.parts))]
     _pack(path, {f"minitensorpoly-book/{name}": ROOT / name for name in sorted(names)})
 
 
