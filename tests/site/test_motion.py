@@ -9,6 +9,7 @@ from browsing import HEIGHTS, open_context
 from playwright.sync_api import expect
 
 import minitensorpoly as mtp
+from lab.english.contenders import CONTENDERS
 
 PAGES = {"leaves": "02_tensor_products", "routing": "07_tensorpoly_2", "film": "05_routing"}
 
@@ -107,4 +108,4 @@ def test_lines_are_switched_on_and_off_by_keys(browser, origin, scripts):
             box.focus()
             page.keyboard.press("Space")
             assert box.is_checked() != before and line.is_visible() != before
-        assert len(boxes) == 11
+        assert len(boxes) == len(CONTENDERS)
