@@ -216,6 +216,8 @@ def _saved_parameters(model):
 def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None) -> list[dict]:
     """Groups for any torch optimizer: every trainable parameter in exactly one.
 
+    Routing has no weight decay, which would change tasks that are not trained: AdamW decays what it holds.
+
     With Adam or AdamW and a pretrained model begin at an lr of 0.001 for LoRA, 0.003 for TLoRA, Poly and MHR,
     and 0.01 for the TensorPolys, whose leaves are larger at the start, with a router_lr of 0.1; then search.
 
@@ -225,13 +227,14 @@ def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None
         router_lr: learning rate of the routing logits; None: lr.
 
     Returns:
-        [{"params": ..., "lr": lr}, {"params": ..., "lr": router_lr}], without an empty group.
+        [{"params": ..., "lr": lr}, {"params": ..., "lr": router_lr, "weight_decay": 0.0}], without an empty
+        group.
     """
     routing = {id(p) for name, p in adapter_parameters(model).items() if name.endswith(_LOGITS)}
     groups = [{"params": [], "lr": lr}, {"params": [], "lr": lr if router_lr is None else router_lr}]
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[id(parameter) in routing]["params"].append(parameter)
+    groups[1]["weight_decay"] = 0.0
+    for parameter in [p for p in model.parameters() if p.requires_grad]:
+        groups[id(parameter) in routing]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 

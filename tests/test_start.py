@@ -95,3 +95,26 @@ def test_dropout_acts_on_the_adapters_input_in_training_only(method):
     del batch["task_ids"]
     base = make_t5()(**batch).logits
     assert torch.equal(model(**batch, task_ids=torch.zeros(4, dtype=torch.long)).logits, base)
+
+
+@pytest.mark.parametrize("method", ROUTED)
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.SGD, torch.optim.RMSprop]
+)
+def test_a_new_tasks_training_moves_no_known_task_whatever_the_weight_decay(method, optimizer):
+    model = randomize(mtp.adapt(make_t5(), make_config(method))).eval()
+    batch, known = make_batch(rows=2), [0, 1]
+    with torch.no_grad():
+        before = model(**batch | {"task_ids": known}).logits
+    (new,) = mtp.add_tasks(model, 1)
+    mtp.train_only(model, "routing")
+    with torch.no_grad():
+        start = model(**batch | {"task_ids": new}).logits
+    optimizer = optimizer(mtp.parameter_groups(model, lr=0.1, router_lr=0.3), weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch | {"task_ids": new}).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(model(**batch | {"task_ids": known}).logits, before)
+        assert not torch.equal(model(**batch | {"task_ids": new}).logits, start)

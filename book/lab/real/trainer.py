@@ -140,11 +140,9 @@ def parameter_groups(
     if not hasattr(chooser.model, "adaptation"):
         return [{"params": head, "lr": lr, "weight_decay": weight_decay}]
     of_head, groups = {id(p) for p in head}, mtp.parameter_groups(chooser.model, lr, router_lr)
-    names = {id(p): name for name, p in mtp.adapter_parameters(chooser.model).items()}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in of_head]
-        routing = any(names.get(id(p), "").endswith("router.logits") for p in group["params"])
-        group["weight_decay"] = 0.0 if routing else weight_decay
+        group.setdefault("weight_decay", weight_decay)  # routing has none
     groups.append({"params": head, "lr": head_lr, "weight_decay": weight_decay})
     return [group for group in groups if group["params"]]
 
