@@ -1,7 +1,7 @@
 """What is compared: adapters of equal size, each in several shapes, some of them told the task by vectors.
 
 Everything that a contender trains is one of two kinds. *Factors* serve all tasks: the matrices or leaves.
-What a task has of its *own* serves that task alone: its row of routing logits, or its trained vector.
+What a task has of its *own* serves that task alone: its row of routing logits, or its trained vectors.
 """
 
 import dataclasses
