@@ -46,6 +46,11 @@ class Contender:
             return ("own", "all", "factors")
         return ("own", "all") if self.vector or self.layer_vectors else ("all",)
 
+    @property
+    def has_own(self) -> bool:
+        """Whether a new task has something of its own beside the factors."""
+        return "own" in self.parts
+
 
 CONTENDERS = {
     "LoRA": Contender("lora"),

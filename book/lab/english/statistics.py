@@ -7,8 +7,10 @@ import pandas
 import torch
 from scipy import stats
 
+from .contenders import CONTENDERS
 from .run import N_CURVE, N_OLD, N_TEST
 from .tasks import make_split
+from .training import OWN_RATE
 
 CELL = ["width", "budget", "setting", "steps", "contender"]
 
@@ -16,29 +18,41 @@ CELL = ["width", "budget", "setting", "steps", "contender"]
 def tidy(records: list[dict]) -> pandas.DataFrame:
     """Every accuracy of every run, one a row.
 
+    A run that has trained everything at searched rates for both, beside one with `OWN_RATE` for what a task
+    has of its own, gives the part "all"; the other one is called "all, own at 0.1". The two have trained the
+    same model, which counts once.
+
     Returns:
         Columns: those of `CELL`, split, seed; `measure`: "train", and with 24 tasks its halves "own tag" and
         "shared tag"; "transfer", or "old" (what old tasks have lost after a new one was learned, in points),
         both with `part` and `shots`; `value`, in percent, a mean over tasks.
     """
-    rows = []
+    rows, seen = [], set()
     for record in records:
         cell = {name: record[name] for name in [*CELL, "split", "seed"]}
         n_tasks = len(record["train"])
+        fixed = CONTENDERS[record["contender"]].has_own and f"all, own at {OWN_RATE}"
         right = {"train": record["train"]}
         if record["setting"] == "24 tasks":
             shared = numpy.array(make_split(record["split"]).shared)
             of = numpy.array(record["train"])
             right |= {"own tag": of[~shared], "shared tag": of[shared]}
         for name, of in right.items():
-            rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
+            if (*cell.values(), name) not in seen:
+                rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
+                seen.add((*cell.values(), name))
+
+        def what(measure, trial, fixed=fixed):
+            at_fixed = fixed and trial["part"] == "all" and "own_rate" not in trial
+            part = fixed if at_fixed else trial["part"]
+            return {"measure": measure, "part": part, "shots": trial["shots"]}
+
         for trial in record["few_shot"]:
-            what = {"measure": "transfer", "part": trial["part"], "shots": trial["shots"]}
-            rows.append(cell | what | {"value": 100 * numpy.mean(trial["right"]) / record["n_test"]})
+            value = 100 * numpy.mean(trial["right"]) / record["n_test"]
+            rows.append(cell | what("transfer", trial) | {"value": value})
         for trial in record["old"]:
-            what = {"measure": "old", "part": trial["part"], "shots": trial["shots"]}
             lost = trial["before"] - numpy.mean(trial["right"])
-            rows.append(cell | what | {"value": 100 * lost / (n_tasks * N_OLD)})
+            rows.append(cell | what("old", trial) | {"value": 100 * lost / (n_tasks * N_OLD)})
     return pandas.DataFrame(rows)
 
 
