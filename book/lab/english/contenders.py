@@ -108,7 +108,7 @@ SHAPES = {
     (64, "small"): _shapes(2, 8, 12),
     (256, "large"): _shapes(8, 64, 140),
 }
-for _name in ("TLoRA", "LoRA, layer vectors", "private LoRA", "private LoRA, 3 times"):
+for _name in ("TLoRA", "private LoRA", "private LoRA, 3 times"):
     del SHAPES[64, "small"][_name]
 # A run of width 256 takes several times as long: fewer contenders there, all of them told the task.
 for _name in (
