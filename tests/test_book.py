@@ -1,6 +1,7 @@
 """What every chapter promises its reader."""
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import minitensorpoly as mtp
 from lab.publishing import execute
 
 ROOT = Path(__file__).parent.parent
@@ -186,3 +188,16 @@ def test_every_number_in_the_prose_is_asserted(path):
 def test_numbers_are_found_where_they_are_prose():
     text = "In chapter 8, T5 and `x = 3` reach 97.5 % of 1,024 rows, $q = 4$ [[1]](references.md), 32-shot."
     assert numbers(without_markup(text)) == {97.5, 1024.0, 32.0}
+
+
+def test_the_notation_names_the_defaults_of_a_configuration():
+    text = (ROOT / "book" / "A1_notation.md").read_text()
+    table = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    ]
+    column = next(row.index("default") for row in table if "default" in row)
+    named = {row[1]: row[column] for row in table if len(row) > column and row[column]}
+    named |= dict(re.findall(r"`(dropout|normalize)`,.*? `?(0\.0|False)", text, re.S))
+    fields = {field.name: field.default for field in dataclasses.fields(mtp.AdapterConfig)}
+    wanted = {name: str(default) for name, default in fields.items() if default is not dataclasses.MISSING}
+    assert {name: named.get(name) for name in wanted} == wanted
