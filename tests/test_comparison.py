@@ -363,6 +363,28 @@ def test_rates_for_training_everything_are_searched_until_no_neighbour_is_better
             assert (shots, rate, near) in tried or near == run.OWN_RATE
 
 
+@pytest.mark.parametrize("contender", ["LoRA", "Poly"])
+def test_rates_for_sgd_are_searched_until_no_neighbour_is_better(contender):
+    record, asked = invented(best_lr=1.0)
+    found = search.Search(64, "large", contender, record).sgd()
+    tried = {(of_run.lr, of_run.own_lr) for of_run in asked.values() if of_run.optimizer == "SGD"}
+    assert found[0] == 1 and found[2] == pytest.approx(90)
+    assert {(0.3, found[1]), (1, found[1]), (3, found[1])} <= tried
+    assert len({own for _, own in tried}) == (1 if contender == "LoRA" else 3)
+
+
+def test_sgd_is_torchs(plain):
+    of_run = quick("Poly", optimizer="SGD", few_shot=(), curve_points=0)
+    model, loss_of, _ = run.workbench(64, "Poly", of_run.shape, 24, "cpu")
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    data = run.sentences(run.make_split(of_run).train, 4, "train 1", False, "cpu")
+    run.train(dataclasses.replace(of_run, steps=1), model, loss_of, data)
+    for parameter, before in ((model.get_parameter(name), before) for name, before in start.items()):
+        own = any(parameter is p for p in contenders.parameters(model)["own"])
+        rate = of_run.own_lr if own else of_run.lr
+        torch.testing.assert_close(parameter, before - rate * parameter.grad)  # the first step: no momentum
+
+
 # ------------------------------------------------------------ files of finished runs
 
 

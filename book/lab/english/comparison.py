@@ -46,6 +46,8 @@ def search_units(width: int) -> list[tuple]:
         if setting == "24 tasks" and steps >= STEPS:
             units.append((budget, "few_shot", steps, None))
             units.append((budget, "both_rates", steps, None))
+    if width == 64:  # a question of users, which no comparison rests on
+        units.append(("large", "sgd", None, None))
     return list(dict.fromkeys(units))
 
 

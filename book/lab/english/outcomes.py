@@ -10,7 +10,7 @@ from .comparison import RESULTS, allowed, final_file, search_file, search_of, tr
 from .contenders import CONTENDERS, SHAPES, build, parameters
 from .run import N_TEST, SHOTS
 from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, score
-from .statistics import tidy
+from .statistics import FIXED, tidy
 
 
 def final_records(folder: Path) -> list[dict]:
@@ -63,15 +63,22 @@ def development(
     return tidy([record | {"few_shot": []} for record in by_seed.values()])
 
 
-def better_part(folder: Path = RESULTS):
-    """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all"."""
+def better_part(folder: Path = RESULTS, searched: bool = True):
+    """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all".
+
+    Args:
+        folder: of the results.
+        searched: whether everything is trained at searched rates for both; otherwise it is the part
+            `statistics.FIXED`, as it was planned.
+    """
 
     def better(contender, budget="large", steps=STEPS, shots=8):
         if not CONTENDERS[contender].has_own:
             return "all"
         search = search_of(folder, 64, budget, contender)
-        own, everything = search.few_shot(steps)["own", shots], search.both_rates(steps)[shots]
-        return "own" if own[-1] > everything[-1] else "all"
+        alone = search.few_shot(steps)
+        everything = search.both_rates(steps)[shots] if searched else alone["all", shots]
+        return "own" if alone["own", shots][-1] > everything[-1] else "all" if searched else FIXED
 
     return better
 

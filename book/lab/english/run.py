@@ -64,6 +64,7 @@ class Run:
         n_test: sentences of each held-out task.
         forgetting: whether to see what the training tasks lose.
         curve_points: of the learning curve.
+        optimizer: of multi-task training: "Adam", or "SGD", with a momentum of 0.9.
     """
 
     width: int
@@ -81,6 +82,7 @@ class Run:
     n_test: int = N_TEST
     forgetting: bool = False
     curve_points: int = 0
+    optimizer: str = "Adam"
 
     @property
     def key(self) -> str:
@@ -181,7 +183,7 @@ def workbench(width: int, contender: str, shape: str, n_tasks: int, device: str)
 
 
 def train(run: Run, model, loss_of, data: Data, look=lambda step: None) -> None:
-    """Multi-task training, with Adam, warm-up, linear decay and clipping.
+    """Multi-task training, with warm-up, linear decay and clipping.
 
     Args:
         look: called after each step with its number, from 1.
@@ -191,7 +193,9 @@ def train(run: Run, model, loss_of, data: Data, look=lambda step: None) -> None:
         {"params": groups["factors"], "lr": run.lr},
         *([{"params": groups["own"], "lr": run.own_lr}] if groups["own"] else []),
     ]
-    optimizer, warm_up = torch.optim.Adam(groups, fused=True), max(1, run.steps // 15)
+    options = {"Adam": {}, "SGD": {"momentum": 0.9}}[run.optimizer]
+    optimizer = getattr(torch.optim, run.optimizer)(groups, fused=True, **options)
+    warm_up = max(1, run.steps // 15)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / warm_up, (run.steps - step) / (run.steps - warm_up + 1)),

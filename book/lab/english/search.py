@@ -15,6 +15,8 @@ from .training import OWN_RATE
 RATES = tuple(float(f"{digits}e{e}") for e in range(-4, 1) for digits in (1, 1.5, 2, 3, 5, 7))
 OWN_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of routing or vectors, while many tasks are learned
 FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # few-shot
+SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the factors, with SGD in place of Adam
+SGD_OWN_RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 SEEDS = (1, 2)
 STEPS = 300  # of the search over shapes
 # Of shapes and rates, {width: (so many for every contender, and more only at an open edge)}
@@ -70,11 +72,6 @@ class Search:
             for rates in itertools.product(*map(range, extent))
         ]
 
-        def neighbours(point):
-            steps = [(axis, step) for axis in range(4) for step in (-1, 1)]
-            moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a, s in steps]
-            return [other for other in moved if other in everything]
-
         def settings(point):
             row, column, lr, own_lr = point
             own_lr = OWN_RATES[own_lr] if has_own else 0.0
@@ -95,7 +92,7 @@ class Search:
         start = [
             (0, middle, RATES.index(lr), OWN_RATES.index(0.1) if has_own else 0) for lr in (0.005, 0.02, 0.1)
         ]
-        best, closed = climb(start, neighbours, everything, evaluate, *TRIALS[self.width])
+        best, closed = climb(start, _neighbours(everything), everything, evaluate, *TRIALS[self.width])
         return settings(best) | {"closed": closed}
 
     @property
@@ -179,6 +176,40 @@ class Search:
             best = [max((t for t in scores if t[0] == n), key=scores.get) for n in SHOTS]
             new = [near for trial in best for near in _around(trial) if near not in scores]
         return {n: (rate, own, scores[n, rate, own]) for n, rate, own in best}
+
+    def sgd(self) -> tuple[float, float, float]:
+        """Rates of the factors and of the own part for SGD in place of Adam, at the shape that was found.
+
+        It is judged by the training tasks after `STEPS` steps, and goes on until no neighbour is better.
+
+        Returns:
+            (rate of the factors, own rate, exact match at these rates in percent)
+        """
+        shape = self.shape_and_rates()["shape"]
+        own_rates = SGD_OWN_RATES if CONTENDERS[self.contender].has_own else (0.0,)
+        points = list(itertools.product(range(len(SGD_RATES)), range(len(own_rates))))
+
+        def evaluate(point):
+            rates = {"lr": SGD_RATES[point[0]], "own_lr": own_rates[point[1]], "optimizer": "SGD"}
+            return self._mean(
+                lambda record: 100 * _accuracy(record["train"], N_TEST),
+                **{"setting": "24 tasks", "steps": STEPS, "shape": shape} | rates,
+            )
+
+        start = [(SGD_RATES.index(rate), len(own_rates) // 2) for rate in (0.3, 3.0)]
+        best, _ = climb(start, _neighbours(points), points, evaluate, 0, len(points))
+        return SGD_RATES[best[0]], own_rates[best[1]], evaluate(best)
+
+
+def _neighbours(points):
+    """What `climb` asks: from a point to the points of a grid that are one step away along one axis."""
+
+    def of(point):
+        steps = [(axis, step) for axis in range(len(point)) for step in (-1, 1)]
+        moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a, s in steps]
+        return [other for other in moved if other in points]
+
+    return of
 
 
 def _around(trial):

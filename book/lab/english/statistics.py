@@ -13,14 +13,15 @@ from .tasks import make_split
 from .training import OWN_RATE
 
 CELL = ["width", "budget", "setting", "steps", "contender"]
+FIXED = f"all, own at {OWN_RATE}"  # the part in which everything is trained, and one rate was not searched
 
 
 def tidy(records: list[dict]) -> pandas.DataFrame:
     """Every accuracy of every run, one a row.
 
-    A run that has trained everything at searched rates for both, beside one with `OWN_RATE` for what a task
-    has of its own, gives the part "all"; the other one is called "all, own at 0.1". The two have trained the
-    same model, which counts once.
+    Where everything is trained, a run with `OWN_RATE` for what a task has of its own gives the part `FIXED`,
+    and a second run, with searched rates for both, the part "all". The two have the same multi-task training,
+    which counts once.
 
     Returns:
         Columns: those of `CELL`, split, seed; `measure`: "train", and with 24 tasks its halves "own tag" and
@@ -31,7 +32,6 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
     for record in records:
         cell = {name: record[name] for name in [*CELL, "split", "seed"]}
         n_tasks = len(record["train"])
-        fixed = CONTENDERS[record["contender"]].has_own and f"all, own at {OWN_RATE}"
         right = {"train": record["train"]}
         if record["setting"] == "24 tasks":
             shared = numpy.array(make_split(record["split"]).shared)
@@ -42,18 +42,19 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
                 rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
                 seen.add((*cell.values(), name))
 
-        def what(measure, trial, fixed=fixed):
-            at_fixed = fixed and trial["part"] == "all" and "own_rate" not in trial
-            part = fixed if at_fixed else trial["part"]
-            return {"measure": measure, "part": part, "shots": trial["shots"]}
-
         for trial in record["few_shot"]:
             value = 100 * numpy.mean(trial["right"]) / record["n_test"]
-            rows.append(cell | what("transfer", trial) | {"value": value})
+            rows.append(cell | _what("transfer", trial, record["contender"]) | {"value": value})
         for trial in record["old"]:
             lost = trial["before"] - numpy.mean(trial["right"])
-            rows.append(cell | what("old", trial) | {"value": 100 * lost / (n_tasks * N_OLD)})
+            value = 100 * lost / (n_tasks * N_OLD)
+            rows.append(cell | _what("old", trial, record["contender"]) | {"value": value})
     return pandas.DataFrame(rows)
+
+
+def _what(measure, trial, contender):
+    fixed = CONTENDERS[contender].has_own and trial["part"] == "all" and "own_rate" not in trial
+    return {"measure": measure, "part": FIXED if fixed else trial["part"], "shots": trial["shots"]}
 
 
 def curves(records: list[dict]) -> pandas.DataFrame:
