@@ -224,11 +224,39 @@ def plain(monkeypatch):
 @pytest.mark.parametrize("contender", ["TensorPoly-I", "LoRA, vector", "LoRA, layer vectors", "private LoRA"])
 def test_a_run_is_deterministic_and_its_record_tells_which_run_it_is(plain, contender):
     of_run = quick(contender)
-    record, again = (json.loads(json.dumps(run.execute(of_run))) for _ in range(2))
+    record = json.loads(json.dumps(run.execute(of_run)))
+    run.trained.cache_clear()
+    again = json.loads(json.dumps(run.execute(of_run)))
     assert record.pop("seconds") >= 0 and again.pop("seconds") >= 0
     assert record == again and run.run_of(record) == of_run
     assert len(record["train"]) == 24 and [step for step, _ in record["curve"]] == [2, 4]
     assert [len(trial["right"]) for trial in record["few_shot"]] == [8] * len(CONTENDERS[contender].parts)
+
+
+@pytest.mark.parametrize("contender", ["TensorPoly-I", "LoRA, vector", "LoRA, layer vectors"])
+def test_what_a_task_has_of_its_own_learns_at_a_rate_of_its_own(plain, monkeypatch, contender):
+    seen, train = [], learners.train
+
+    def learn(together, examples, shots, part, rates, own_rates, *rest):
+        seen.append([rates.unique_consecutive().tolist(), own_rates.unique_consecutive().tolist()])
+        train(together, examples, shots, part, rates, own_rates, *rest)
+
+    monkeypatch.setattr(run.learners, "train", learn)
+    few_shot = (("own", 2, 0.5), ("all", 2, 0.25), ("all", 2, 0.25, 0.75))
+    of_run = quick(contender, few_shot=few_shot)
+    record = json.loads(json.dumps(run.execute(of_run)))
+    assert seen == [[[0.5], [0.5]], [[0.25], [pytest.approx(run.OWN_RATE), 0.75]]]
+    assert [trial.get("own_rate") for trial in record["few_shot"]] == [None, None, 0.75]
+    assert run.run_of(record) == of_run
+
+
+def test_a_model_that_is_already_trained_is_transferred_as_it_was_then(plain, monkeypatch):
+    run.trained.cache_clear()
+    first = run.execute(quick("Poly", curve_points=0))
+    run.execute(dataclasses.replace(quick("Poly", curve_points=0), seed=2))
+    monkeypatch.setattr(run, "train", lambda *rest: pytest.fail("it was trained again"))
+    again = run.execute(quick("Poly", curve_points=0, n_test=2, few_shot=(("own", 2, 0.05),)))
+    assert again["train"] == first["train"]
 
 
 def test_what_a_task_has_of_its_own_makes_no_old_task_forget(plain, monkeypatch):
@@ -261,16 +289,19 @@ def accuracy(ratio):
     return 0.9 - abs(math.log10(ratio)) / 20
 
 
-def invented(best_lr=0.05, best_few=0.01):
+def invented(best_lr=0.05, best_few=0.01, best_own=0.1):
     """A stand-in for `execute`: best at given rates, whatever the shape; and the runs it was asked for."""
     asked = {}
 
     def record(of_run):
         asked[of_run.key] = of_run
-        few_shot = [
-            {"part": part, "shots": n, "rate": rate, "right": [search.TRIAL_TEST * accuracy(rate / best_few)]}
-            for part, n, rate in of_run.few_shot
-        ]
+        few_shot = []
+        for part, n, rate, *own in of_run.few_shot:
+            exact = accuracy(rate / best_few)
+            if part == "all":
+                exact += accuracy((*own, run.OWN_RATE)[0] / best_own) - 0.9
+            trial = {"part": part, "shots": n, "rate": rate, "right": [search.TRIAL_TEST * exact]}
+            few_shot.append(trial | ({"own_rate": own[0]} if own else {}))
         return {"train": [run.N_TEST * accuracy(of_run.lr / best_lr)], "few_shot": few_shot}
 
     return record, asked
@@ -317,6 +348,43 @@ def test_few_shot_rates_lie_inside_of_those_that_were_tried(best):
         assert rate == best and min(tried) < rate < max(tried) and exact == pytest.approx(90)
 
 
+@pytest.mark.parametrize(("best", "best_own"), [(1e-4, 0.1), (0.003, 1e-3), (0.1, 3.0)])
+def test_rates_for_training_everything_are_searched_until_no_neighbour_is_better(best, best_own):
+    record, asked = invented(best_few=best, best_own=best_own)
+    found = search.Search(64, "large", "MHR", record).both_rates(300)
+    tried = {of[1:] for of_run in asked.values() for of in of_run.few_shot if of[0] == "all"}
+    assert set(found) == set(run.SHOTS)
+    for shots, (rate, own, exact) in found.items():
+        assert (rate, own) == (best, best_own) and exact == pytest.approx(90)
+        rates, place = search.FEW_RATES, search.FEW_RATES.index
+        for near in (rates[place(rate) - 1], rates[place(rate) + 1]):
+            assert {(shots, near), (shots, near, own)} & tried
+        for near in (rates[place(own) - 1], rates[place(own) + 1]):
+            assert (shots, rate, near) in tried or near == run.OWN_RATE
+
+
+@pytest.mark.parametrize("contender", ["LoRA", "Poly"])
+def test_rates_for_sgd_are_searched_until_no_neighbour_is_better(contender):
+    record, asked = invented(best_lr=1.0)
+    found = search.Search(64, "large", contender, record).sgd()
+    tried = {(of_run.lr, of_run.own_lr) for of_run in asked.values() if of_run.optimizer == "SGD"}
+    assert found[0] == 1 and found[2] == pytest.approx(90)
+    assert {(0.3, found[1]), (1, found[1]), (3, found[1])} <= tried
+    assert len({own for _, own in tried}) == (1 if contender == "LoRA" else 3)
+
+
+def test_sgd_is_torchs(plain):
+    of_run = quick("Poly", optimizer="SGD", few_shot=(), curve_points=0)
+    model, loss_of, _ = run.workbench(64, "Poly", of_run.shape, 24, "cpu")
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    data = run.sentences(run.make_split(of_run).train, 4, "train 1", False, "cpu")
+    run.train(dataclasses.replace(of_run, steps=1), model, loss_of, data)
+    for parameter, before in ((model.get_parameter(name), before) for name, before in start.items()):
+        own = any(parameter is p for p in contenders.parameters(model)["own"])
+        rate = of_run.own_lr if own else of_run.lr
+        torch.testing.assert_close(parameter, before - rate * parameter.grad)  # the first step: no momentum
+
+
 # ------------------------------------------------------------ files of finished runs
 
 
@@ -346,17 +414,21 @@ def test_final_runs_take_turns_over_the_contenders(tmp_path):
         record, asked = invented()
         of_search = search.Search(64, "large", contender, record)
         of_search.few_shot(300), of_search.rate(300, "60 tasks")
+        CONTENDERS[contender].has_own and of_search.both_rates(300)
         for of_run in asked.values():
             file = comparison.search_file(tmp_path, 64, "large", contender)
             runs.append(file, dataclasses.asdict(of_run) | record(of_run))
     usual = comparison.final_runs(tmp_path, 64, ("large", "24 tasks", 300), rules.PAIRS[:2])
-    n = len(CONTENDERS)
+    names = [name for name in CONTENDERS for _ in range(1 + CONTENDERS[name].has_own)]
+    n = len(names)
     assert [(r.split, r.seed) for r in usual] == [(1, 1)] * n + [(2, 2)] * n
-    assert [r.contender for r in usual[:n]] == list(CONTENDERS)
-    poly = usual[list(CONTENDERS).index("Poly")]
-    assert {(part, shots) for part, shots, _ in poly.few_shot} == {
+    assert [r.contender for r in usual[:n]] == names
+    poly, both = usual[names.index("Poly") :][:2]
+    assert {trial[:2] for trial in poly.few_shot} == {
         (part, shots) for part in ("own", "all", "factors") for shots in (2, 8, 32, 128)
     }
+    assert {trial[:2] for trial in both.few_shot} == {("all", shots) for shots in (2, 8, 32, 128)}
+    assert {len(trial) for trial in poly.few_shot} == {3} and {len(trial) for trial in both.few_shot} == {4}
     many = comparison.final_runs(tmp_path, 64, ("large", "60 tasks", 300), rules.PAIRS[:1])
     assert len(many) == n - 2 and not [r for r in many if CONTENDERS[r.contender].private]
     with pytest.raises(runs.NotRecorded):
@@ -386,6 +458,22 @@ def test_a_record_becomes_percentages_and_points():
     assert set(named["measure"]) == {"train", "transfer", "old"}
     curve = statistics.curves([made_up_record()])
     assert dict(zip(curve["step"], curve["value"], strict=True)) == {2: 25, 4: 50}
+
+
+def test_a_model_that_is_transferred_twice_counts_once_and_searched_rates_are_the_part_all():
+    trial = {"part": "all", "shots": 8, "rate": 0.1, "right": [30, 50]}
+    first = made_up_record(few_shot=[trial], old=[])
+    second = made_up_record(few_shot=[trial | {"own_rate": 0.3, "right": [60, 80]}], old=[])
+    table = statistics.tidy([first, second, made_up_record("LoRA", few_shot=[trial], old=[])])
+    assert list(table["measure"]) == ["train", "own tag", "shared tag", "transfer", "transfer"] + [
+        *("train", "own tag", "shared tag", "transfer")
+    ]
+    parts = table[table["measure"] == "transfer"].set_index(["contender", "part"])["value"]
+    assert dict(parts) == {
+        ("Poly", "all, own at 0.1"): 40,
+        ("Poly", "all"): 70,
+        ("LoRA", "all"): 40,
+    }
 
 
 def test_accuracies_are_means_of_splits_and_are_written_with_their_interval():

@@ -8,6 +8,7 @@ is a line of JSON in `results/comparison`, and no run that is found there is don
 """
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def search_units(width: int) -> list[tuple]:
         units.append((budget, "rate", steps, setting))
         if setting == "24 tasks" and steps >= STEPS:
             units.append((budget, "few_shot", steps, None))
+            units.append((budget, "both_rates", steps, None))
+    if width == 64:  # a question of users, which no comparison rests on
+        units.append(("large", "sgd", None, None))
     return list(dict.fromkeys(units))
 
 
@@ -58,6 +62,9 @@ def search_one(folder: Path, width: int, contender: str, unit: tuple, device: st
 
 def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
     """The runs of a block, a pair of split and seed after the other, with all contenders in each.
+
+    A contender whose tasks have something of their own is run twice: the second run trains everything, at the
+    rates that were searched for both, where the first has `OWN_RATE` for the own part.
 
     Args:
         folder: of the results; it has the finished search.
@@ -74,28 +81,22 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
         if not allowed(contender, setting):
             continue
         search = search_of(folder, width, budget, contender)
-        found, usual, few_shot = search.shape_and_rates(), setting == "24 tasks", ()
-        if steps >= STEPS and setting != "skills named":
+        found, usual, few_shot, both = search.shape_and_rates(), setting == "24 tasks", (), ()
+        if transfers(setting, steps):
             # Every number of examples and the uniform routing are for the usual tasks alone.
             rates = search.few_shot(steps if usual else STEPS)
             shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else ((8, 32), ("own", "all"))
             few_shot = tuple((p, n, rate) for (p, n), (rate, _) in rates.items() if p in parts and n in shots)
+            if CONTENDERS[contender].has_own:
+                rates = search.both_rates(steps if usual else STEPS)
+                both = tuple(("all", n, rate, own) for n, (rate, own, _) in rates.items() if n in shots)
         settings = {"lr": search.rate(steps, setting), "own_lr": found["own_lr"], "shape": found["shape"]}
-        extras = {"few_shot": few_shot, "forgetting": usual, "curve_points": 10}
-        runs += [
-            Run(
-                width,
-                budget,
-                contender,
-                setting=setting,
-                steps=steps,
-                split=split,
-                seed=seed,
-                **settings,
-                **extras,
-            )
-            for split, seed in pairs
-        ]
+        settings |= {"setting": setting, "steps": steps, "forgetting": usual}
+        for split, seed in pairs:
+            run = Run(width, budget, contender, split=split, seed=seed, **settings)
+            runs.append(dataclasses.replace(run, few_shot=few_shot, curve_points=10))
+            if both:
+                runs.append(dataclasses.replace(run, few_shot=both))
     return sorted(runs, key=lambda run: pairs.index((run.split, run.seed)))
 
 
@@ -123,7 +124,7 @@ def main():
             (search_one, folder, width, contender, unit, device)
             for unit in search_units(width)
             for contender in SHAPES[width, unit[0]]
-            if allowed(contender, unit[3])
+            if allowed(contender, unit[3]) and (unit[1] != "both_rates" or CONTENDERS[contender].has_own)
         ]
     else:
         runs = []
@@ -136,6 +137,11 @@ def main():
                     print("left out, its search is not finished:", *block)
         jobs = [(final_one, folder, run, device) for run in runs]
     work(jobs, arguments.workers, arguments.stage)
+
+
+def transfers(setting: str, steps: int) -> bool:
+    """Whether the runs of a block learn new tasks; otherwise they are about the training tasks alone."""
+    return steps >= STEPS and setting != "skills named"
 
 
 def allowed(contender: str, setting: str | None) -> bool:

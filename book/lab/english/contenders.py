@@ -46,6 +46,11 @@ class Contender:
             return ("own", "all", "factors")
         return ("own", "all") if self.vector or self.layer_vectors else ("all",)
 
+    @property
+    def has_own(self) -> bool:
+        """Whether a new task has something of its own beside the factors."""
+        return "own" in self.parts
+
 
 CONTENDERS = {
     "LoRA": Contender("lora"),
@@ -103,7 +108,7 @@ SHAPES = {
     (64, "small"): _shapes(2, 8, 12),
     (256, "large"): _shapes(8, 64, 140),
 }
-for _name in ("TLoRA", "LoRA, layer vectors", "private LoRA", "private LoRA, 3 times"):
+for _name in ("TLoRA", "private LoRA", "private LoRA, 3 times"):
     del SHAPES[64, "small"][_name]
 # A run of width 256 takes several times as long: fewer contenders there, all of them told the task.
 for _name in (

@@ -6,11 +6,11 @@ import pandas
 
 from ..runs import read
 from . import rules
-from .comparison import RESULTS, allowed, final_file, search_file, search_of
+from .comparison import RESULTS, allowed, final_file, search_file, search_of, transfers
 from .contenders import CONTENDERS, SHAPES, build, parameters
 from .run import N_TEST, SHOTS
 from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, score
-from .statistics import tidy
+from .statistics import FIXED, tidy
 
 
 def final_records(folder: Path) -> list[dict]:
@@ -36,7 +36,11 @@ def progress(folder: Path) -> pandas.DataFrame:
     rows = []
     for width, blocks in rules.BLOCKS.items():
         for (budget, setting, steps), splits in blocks.items():
-            asked = splits * sum(allowed(contender, setting) for contender in SHAPES[width, budget])
+            asked = splits * sum(
+                1 + (CONTENDERS[contender].has_own and transfers(setting, steps))
+                for contender in SHAPES[width, budget]
+                if allowed(contender, setting)
+            )
             done = len(read(final_file(folder, width, budget, setting, steps)))
             rows.append([width, budget, setting, steps, done, asked])
     return pandas.DataFrame(rows, columns=["width", "budget", "setting", "steps", "recorded", "runs"])
@@ -59,15 +63,22 @@ def development(
     return tidy([record | {"few_shot": []} for record in by_seed.values()])
 
 
-def better_part(folder: Path = RESULTS):
-    """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all"."""
+def better_part(folder: Path = RESULTS, searched: bool = True):
+    """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all".
+
+    Args:
+        folder: of the results.
+        searched: whether everything is trained at searched rates for both; otherwise it is the part
+            `statistics.FIXED`, as it was planned.
+    """
 
     def better(contender, budget="large", steps=STEPS, shots=8):
-        found = search_of(folder, 64, budget, contender).few_shot(steps)
-        return max(
-            (part for part in ("own", "all") if (part, shots) in found),
-            key=lambda part: found[part, shots][1],
-        )
+        if not CONTENDERS[contender].has_own:
+            return "all"
+        search = search_of(folder, 64, budget, contender)
+        alone = search.few_shot(steps)
+        everything = search.both_rates(steps)[shots] if searched else alone["all", shots]
+        return "own" if alone["own", shots][-1] > everything[-1] else "all" if searched else FIXED
 
     return better
 
@@ -96,20 +107,33 @@ def chosen(folder: Path, width: int, budget: str) -> pandas.DataFrame:
 
     Returns:
         A row for each contender: trials; the shape; `factors`, and `own` numbers for each of 24 tasks;
-        the rate of either; the few-shot rates of each part, from few examples to many.
+        the rate of either; and the columns of `few_shot_rates`.
     """
     counts = trials(folder, width, budget).groupby("contender").size()
     found = {}
     for contender in SHAPES[width, budget]:
-        search = search_of(folder, width, budget, contender)
-        best, few_shot = search.shape_and_rates(), search.few_shot(STEPS)
+        best = search_of(folder, width, budget, contender).shape_and_rates()
         sizes = parameters(build(width, contender, best["shape"], n_tasks=24, seed=0))
         sizes = {name: sum(p.numel() for p in group) for name, group in sizes.items()}
         row = {"trials": counts[contender], "shape": best["shape"]}
         row |= {"factors": sizes["factors"], "own": sizes["own"] // 24}
         row |= {"rate": best["lr"], "rate of own": best["own_lr"] or "–"}
-        for part in TRIAL_RATES:
-            rates = [f"{few_shot[part, n][0]:g}".lstrip("0") for n in SHOTS if (part, n) in few_shot]
-            row[f"few-shot {part}"] = " ".join(rates) or "–"
-        found[contender] = row
+        found[contender] = row | few_shot_rates(folder, width, budget, contender, STEPS)
     return pandas.DataFrame(found).T
+
+
+def few_shot_rates(folder: Path, width: int, budget: str, contender: str, steps: int) -> dict[str, str]:
+    """The rates that the search has found for 2, 8, 32 and 128 examples.
+
+    Returns:
+        "few-shot own": of the own part alone. Where everything is trained, "few-shot all": of the factors,
+        and "with own": of the own part.
+    """
+    search = search_of(folder, width, budget, contender)
+    alone = search.few_shot(steps)
+    rates = {"few-shot own": [], "few-shot all": [alone["all", n][0] for n in SHOTS], "with own": []}
+    if CONTENDERS[contender].has_own:
+        both = search.both_rates(steps)
+        rates["few-shot own"] = [alone["own", n][0] for n in SHOTS]
+        rates["few-shot all"], rates["with own"] = ([both[n][i] for n in SHOTS] for i in (0, 1))
+    return {name: " ".join(f"{rate:g}".lstrip("0") for rate in of) or "–" for name, of in rates.items()}

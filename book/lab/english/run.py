@@ -57,11 +57,14 @@ class Run:
         seed: of the adapter's start, the sentences and their order.
         lr: learning rate of the factors.
         own_lr: learning rate of what each task has of its own.
-        few_shot: what is learned from a few examples of each held-out task: (part, shots, learning rate).
+        few_shot: what is learned from a few examples of each held-out task: (part, shots, learning rate), or
+            (part, shots, rate of the factors, rate of what the task has of its own), which is `OWN_RATE`
+            if it is left out.
         few_steps: steps of that.
         n_test: sentences of each held-out task.
         forgetting: whether to see what the training tasks lose.
         curve_points: of the learning curve.
+        optimizer: of multi-task training: "Adam", or "SGD", with a momentum of 0.9.
     """
 
     width: int
@@ -79,6 +82,7 @@ class Run:
     n_test: int = N_TEST
     forgetting: bool = False
     curve_points: int = 0
+    optimizer: str = "Adam"
 
     @property
     def key(self) -> str:
@@ -97,7 +101,28 @@ def execute(run: Run, device: str = "cpu") -> dict:
     """
     start = time.process_time()
     split, setting = make_split(run), SETTINGS[run.setting]
-    model, losses_of, predict = workbench(run.width, run.contender, run.shape, setting.n_tasks, device)
+    model, _, predict = workbench(run.width, run.contender, run.shape, setting.n_tasks, device)
+    before = dataclasses.replace(run, few_shot=(), few_steps=FEW_STEPS, n_test=N_TEST, forgetting=False)
+    state, curve = trained(before, device)
+    model.load_state_dict(state)
+    test = sentences(split.train, N_TEST, f"test {run.seed}", setting.named, device)
+    counts = {name: sum(p.numel() for p in group) for name, group in contenders.parameters(model).items()}
+    right = predict(test).view(setting.n_tasks, N_TEST).sum(1)
+    record = dataclasses.asdict(run) | {"parameters": counts, "train": right.tolist(), "curve": curve}
+    record["few_shot"], record["old"] = [], []
+    for part in dict.fromkeys(trial[0] for trial in run.few_shot):
+        trials = [tuple(trial[1:]) for trial in run.few_shot if trial[0] == part]
+        few_shot, old = transfer(run, model, split, part, trials, device)
+        record["few_shot"] += few_shot
+        record["old"] += old
+    return record | {"seconds": round(time.process_time() - start, 1)}
+
+
+@functools.lru_cache(maxsize=2)  # a search asks for the same training with other few-shot rates
+def trained(run: Run, device: str) -> tuple[dict[str, Tensor], list]:
+    """What a model has after multi-task training, and its learning curve."""
+    split, setting = make_split(run), SETTINGS[run.setting]
+    model, loss_of, predict = workbench(run.width, run.contender, run.shape, setting.n_tasks, device)
     model.load_state_dict(
         contenders.build(run.width, run.contender, run.shape, setting.n_tasks, run.seed).state_dict()
     )
@@ -112,17 +137,8 @@ def execute(run: Run, device: str = "cpu") -> dict:
         if step in points:
             curve.append([step, int(predict(select(test, some)).sum())])
 
-    train(run, model, losses_of, data, look)
-    counts = {name: sum(p.numel() for p in group) for name, group in contenders.parameters(model).items()}
-    right = predict(test).view(setting.n_tasks, N_TEST).sum(1)
-    record = dataclasses.asdict(run) | {"parameters": counts, "train": right.tolist(), "curve": curve}
-    record["few_shot"], record["old"] = [], []
-    for part in dict.fromkeys(part for part, _, _ in run.few_shot):
-        trials = [(shots, rate) for p, shots, rate in run.few_shot if p == part]
-        few_shot, old = transfer(run, model, split, part, trials, device)
-        record["few_shot"] += few_shot
-        record["old"] += old
-    return record | {"seconds": round(time.process_time() - start, 1)}
+    train(run, model, loss_of, data, look)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}, curve
 
 
 def make_split(run: Run) -> tasks.Split:
@@ -167,7 +183,7 @@ def workbench(width: int, contender: str, shape: str, n_tasks: int, device: str)
 
 
 def train(run: Run, model, loss_of, data: Data, look=lambda step: None) -> None:
-    """Multi-task training, with Adam, warm-up, linear decay and clipping.
+    """Multi-task training, with warm-up, linear decay and clipping.
 
     Args:
         look: called after each step with its number, from 1.
@@ -177,7 +193,9 @@ def train(run: Run, model, loss_of, data: Data, look=lambda step: None) -> None:
         {"params": groups["factors"], "lr": run.lr},
         *([{"params": groups["own"], "lr": run.own_lr}] if groups["own"] else []),
     ]
-    optimizer, warm_up = torch.optim.Adam(groups, fused=True), max(1, run.steps // 15)
+    options = {"Adam": {}, "SGD": {"momentum": 0.9}}[run.optimizer]
+    optimizer = getattr(torch.optim, run.optimizer)(groups, fused=True, **options)
+    warm_up = max(1, run.steps // 15)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / warm_up, (run.steps - step) / (run.steps - warm_up + 1)),
@@ -202,11 +220,12 @@ def transfer(run: Run, model, split: tasks.Split, part: str, trials: list, devic
 
     Args:
         part: what is trained: "own", "all" or "factors".
-        trials: (shots, learning rate).
+        trials: (shots, learning rate), perhaps with the rate of what the task has of its own.
 
     Returns:
-        A list of {part, shots, rate, right: a count for each held-out task}; and, if the run asks for it,
-        a list of {part, shots, rate, before, right: a count for each held-out task}, of old sentences.
+        A list of {part, shots, rate, right: a count for each held-out task}, with own_rate where the trial
+        has one; and, if the run asks for it, a list of {part, shots, rate, before, right: a count for each
+        held-out task}, of old sentences.
     """
     setting, new = SETTINGS[run.setting], len(split.held_out)
     few = sentences(split.held_out, max(SHOTS), f"few-shot {run.seed}", setting.named, device)
@@ -215,21 +234,23 @@ def transfer(run: Run, model, split: tasks.Split, part: str, trials: list, devic
         model = contenders.build(run.width, "LoRA", run.shape, 1, run.seed).to(device)
     together = learners.Learners(model, len(trials) * new, uniform=part == "factors")
     of_task = torch.arange(new, device=device).repeat(len(trials))
-    shots, rates = torch.tensor(trials, dtype=torch.float, device=device).repeat_interleave(new, 0).unbind(1)
+    own_rates = [rate if part == "own" else (*own, OWN_RATE)[0] for _, rate, *own in trials]
+    columns = torch.tensor([[t[0] for t in trials], [t[1] for t in trials], own_rates], device=device)
+    shots, rates, own_rates = columns.repeat_interleave(new, 1)
     learners.train(
         together,
         by_task(few, new, of_task),
         shots,
         part,
         rates,
-        rates if part == "own" else torch.full_like(rates, OWN_RATE),
+        own_rates,
         run.few_steps,
         FEW_ROWS,
         run.seed,
     )
     each = torch.arange(len(of_task), device=device)
     right = learners.count_right(together, each, by_task(test, new, of_task), together.own)
-    names = [{"part": part, "shots": shots, "rate": rate} for shots, rate in trials]
+    names = [{"part": part} | dict(zip(("shots", "rate", "own_rate"), t, strict=False)) for t in trials]
     few_shot = [n | {"right": r} for n, r in zip(names, right.view(-1, new).tolist(), strict=True)]
     if not run.forgetting or CONTENDERS[run.contender].private:  # a private adapter changes no other task
         return few_shot, []
@@ -267,5 +288,6 @@ def by_task(data: Data, n_tasks: int, of_task: Tensor) -> Data:
 def run_of(record: dict) -> Run:
     """The run that a record is of."""
     fields = {field.name: record.get(field.name, field.default) for field in dataclasses.fields(Run)}
-    trials = [(trial["part"], trial["shots"], trial["rate"]) for trial in record["few_shot"]]
+    names = ("part", "shots", "rate", "own_rate")
+    trials = [tuple(trial[name] for name in names if name in trial) for trial in record["few_shot"]]
     return Run(**fields | {"few_shot": tuple(trials)})

@@ -9,11 +9,14 @@ from ..runs import climb, line, rates_inside
 from .contenders import CONTENDERS, SHAPES
 from .run import N_TEST, SHOTS, Run
 from .tasks import DEVELOPMENT
+from .training import OWN_RATE
 
 # Of the factors, 0.0001 to 7: each is 1.3 to 1.7 times the one before.
 RATES = tuple(float(f"{digits}e{e}") for e in range(-4, 1) for digits in (1, 1.5, 2, 3, 5, 7))
 OWN_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of routing or vectors, while many tasks are learned
 FEW_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)  # few-shot
+SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the factors, with SGD in place of Adam
+SGD_OWN_RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 SEEDS = (1, 2)
 STEPS = 300  # of the search over shapes
 # Of shapes and rates, {width: (so many for every contender, and more only at an open edge)}
@@ -23,6 +26,7 @@ TRIALS = {64: (14, 20), 256: (10, 16)}
 TRIAL_SHOTS, TRIAL_STEPS, TRIAL_TEST = 16, 40, 50
 TRIAL_RATES = {"own": (0.03, 0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2, 3e-2)}
 FEW_START = {"own": (0.1, 0.3, 1.0), "all": (1e-3, 3e-3, 1e-2), "factors": (1e-3, 3e-3, 1e-2)}
+BOTH_START = (0.03, 0.3, 1.0)  # of the own part while everything is trained, beside OWN_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Search:
         Returns:
             {"shape": ..., "lr": ..., "own_lr": ..., "closed": whether all neighbours were tried}
         """
-        shapes, has_own = SHAPES[self.width, self.budget][self.contender], self._parts[0] == "own"
+        shapes, has_own = SHAPES[self.width, self.budget][self.contender], CONTENDERS[self.contender].has_own
         parts = [part for part in self._parts if part in TRIAL_RATES]
         few_shot = tuple((part, TRIAL_SHOTS, rate) for part in parts for rate in TRIAL_RATES[part])
         extent = (len(RATES), len(OWN_RATES) if has_own else 1)
@@ -67,11 +71,6 @@ class Search:
             for column in range(len(of_row))
             for rates in itertools.product(*map(range, extent))
         ]
-
-        def neighbours(point):
-            steps = [(axis, step) for axis in range(4) for step in (-1, 1)]
-            moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a, s in steps]
-            return [other for other in moved if other in everything]
 
         def settings(point):
             row, column, lr, own_lr = point
@@ -93,7 +92,7 @@ class Search:
         start = [
             (0, middle, RATES.index(lr), OWN_RATES.index(0.1) if has_own else 0) for lr in (0.005, 0.02, 0.1)
         ]
-        best, closed = climb(start, neighbours, everything, evaluate, *TRIALS[self.width])
+        best, closed = climb(start, _neighbours(everything), everything, evaluate, *TRIALS[self.width])
         return settings(best) | {"closed": closed}
 
     @property
@@ -152,6 +151,76 @@ class Search:
             found_rates = rates_inside(FEW_RATES, FEW_START[part], SHOTS, functools.partial(evaluate, part))
             best |= {(part, shots): found for shots, found in found_rates.items()}
         return best
+
+    def both_rates(self, steps: int) -> dict[int, tuple[float, float, float]]:
+        """Rates for training everything: of the factors, and of what the new task has of its own.
+
+        It begins at the rate of the factors that `few_shot` has found beside `OWN_RATE`, with three other
+        rates of the own part. Then it tries the neighbours of the best point, for each number of
+        shots, until none is left.
+
+        Returns:
+            {shots: (rate of the factors, own rate, exact match at these rates in percent)}
+        """
+        found, lr, alone = self.shape_and_rates(), self.rate(steps), self.few_shot(steps)
+        scores = {(n, alone["all", n][0], OWN_RATE): alone["all", n][1] for n in SHOTS}
+        new = [(n, alone["all", n][0], own) for n in SHOTS for own in BOTH_START]
+        while new:
+            few_shot = tuple(("all", *trial) for trial in new)
+            for i, trial in enumerate(new):
+                scores[trial] = self._mean(
+                    lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
+                    **{"setting": "24 tasks", "steps": steps, "lr": lr, "few_shot": few_shot},
+                    **{"n_test": TRIAL_TEST, "shape": found["shape"], "own_lr": found["own_lr"]},
+                )
+            best = [max((t for t in scores if t[0] == n), key=scores.get) for n in SHOTS]
+            new = [near for trial in best for near in _around(trial) if near not in scores]
+        return {n: (rate, own, scores[n, rate, own]) for n, rate, own in best}
+
+    def sgd(self) -> tuple[float, float, float]:
+        """Rates of the factors and of the own part for SGD in place of Adam, at the shape that was found.
+
+        It is judged by the training tasks after `STEPS` steps, and goes on until no neighbour is better.
+
+        Returns:
+            (rate of the factors, own rate, exact match at these rates in percent)
+        """
+        shape = self.shape_and_rates()["shape"]
+        own_rates = SGD_OWN_RATES if CONTENDERS[self.contender].has_own else (0.0,)
+        points = list(itertools.product(range(len(SGD_RATES)), range(len(own_rates))))
+
+        def evaluate(point):
+            rates = {"lr": SGD_RATES[point[0]], "own_lr": own_rates[point[1]], "optimizer": "SGD"}
+            return self._mean(
+                lambda record: 100 * _accuracy(record["train"], N_TEST),
+                **{"setting": "24 tasks", "steps": STEPS, "shape": shape} | rates,
+            )
+
+        start = [(SGD_RATES.index(rate), len(own_rates) // 2) for rate in (0.3, 3.0)]
+        best, _ = climb(start, _neighbours(points), points, evaluate, 0, len(points))
+        return SGD_RATES[best[0]], own_rates[best[1]], evaluate(best)
+
+
+def _neighbours(points):
+    """What `climb` asks: from a point to the points of a grid that are one step away along one axis."""
+
+    def of(point):
+        steps = [(axis, step) for axis in range(len(point)) for step in (-1, 1)]
+        moved = [(*point[:a], point[a] + s, *point[a + 1 :]) for a, s in steps]
+        return [other for other in moved if other in points]
+
+    return of
+
+
+def _around(trial):
+    """The neighbours of a trial (shots, rate, own rate) among `FEW_RATES`."""
+    shots, *rates = trial
+    for axis, step in itertools.product((0, 1), (-1, 1)):
+        place = FEW_RATES.index(rates[axis]) + step
+        if 0 <= place < len(FEW_RATES):
+            moved = list(rates)
+            moved[axis] = FEW_RATES[place]
+            yield (shots, *moved)
 
 
 def _accuracy(counts, n):

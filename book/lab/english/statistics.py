@@ -7,21 +7,28 @@ import pandas
 import torch
 from scipy import stats
 
+from .contenders import CONTENDERS
 from .run import N_CURVE, N_OLD, N_TEST
 from .tasks import make_split
+from .training import OWN_RATE
 
 CELL = ["width", "budget", "setting", "steps", "contender"]
+FIXED = f"all, own at {OWN_RATE}"  # the part in which everything is trained, and one rate was not searched
 
 
 def tidy(records: list[dict]) -> pandas.DataFrame:
     """Every accuracy of every run, one a row.
+
+    Where everything is trained, a run with `OWN_RATE` for what a task has of its own gives the part `FIXED`,
+    and a second run, with searched rates for both, the part "all". The two have the same multi-task training,
+    which counts once.
 
     Returns:
         Columns: those of `CELL`, split, seed; `measure`: "train", and with 24 tasks its halves "own tag" and
         "shared tag"; "transfer", or "old" (what old tasks have lost after a new one was learned, in points),
         both with `part` and `shots`; `value`, in percent, a mean over tasks.
     """
-    rows = []
+    rows, seen = [], set()
     for record in records:
         cell = {name: record[name] for name in [*CELL, "split", "seed"]}
         n_tasks = len(record["train"])
@@ -31,15 +38,23 @@ def tidy(records: list[dict]) -> pandas.DataFrame:
             of = numpy.array(record["train"])
             right |= {"own tag": of[~shared], "shared tag": of[shared]}
         for name, of in right.items():
-            rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
+            if (*cell.values(), name) not in seen:
+                rows.append(cell | {"measure": name, "value": 100 * numpy.mean(of) / N_TEST})
+                seen.add((*cell.values(), name))
+
         for trial in record["few_shot"]:
-            what = {"measure": "transfer", "part": trial["part"], "shots": trial["shots"]}
-            rows.append(cell | what | {"value": 100 * numpy.mean(trial["right"]) / record["n_test"]})
+            value = 100 * numpy.mean(trial["right"]) / record["n_test"]
+            rows.append(cell | _what("transfer", trial, record["contender"]) | {"value": value})
         for trial in record["old"]:
-            what = {"measure": "old", "part": trial["part"], "shots": trial["shots"]}
             lost = trial["before"] - numpy.mean(trial["right"])
-            rows.append(cell | what | {"value": 100 * lost / (n_tasks * N_OLD)})
+            value = 100 * lost / (n_tasks * N_OLD)
+            rows.append(cell | _what("old", trial, record["contender"]) | {"value": value})
     return pandas.DataFrame(rows)
+
+
+def _what(measure, trial, contender):
+    fixed = CONTENDERS[contender].has_own and trial["part"] == "all" and "own_rate" not in trial
+    return {"measure": measure, "part": FIXED if fixed else trial["part"], "shots": trial["shots"]}
 
 
 def curves(records: list[dict]) -> pandas.DataFrame:
