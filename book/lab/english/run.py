@@ -20,6 +20,7 @@ SHOTS = (2, 8, 32, 128)
 N_TEST = 100  # sentences of each task, training or held-out
 N_OLD = 10  # sentences of each training task, for what a learner has forgotten
 N_CURVE = 10  # sentences of each task, for a point of a learning curve
+OPTIMIZERS = {"Adam": {}, "SGD": {"momentum": 0.9}}  # of multi-task training, with their options
 torch._dynamo.config.recompile_limit = 1000  # every shape is compiled once, in one process
 
 
@@ -64,7 +65,7 @@ class Run:
         n_test: sentences of each held-out task.
         forgetting: whether to see what the training tasks lose.
         curve_points: of the learning curve.
-        optimizer: of multi-task training: "Adam", or "SGD", with a momentum of 0.9.
+        optimizer: of multi-task training, a key of `OPTIMIZERS`.
     """
 
     width: int
@@ -193,8 +194,7 @@ def train(run: Run, model, loss_of, data: Data, look=lambda step: None) -> None:
         {"params": groups["factors"], "lr": run.lr},
         *([{"params": groups["own"], "lr": run.own_lr}] if groups["own"] else []),
     ]
-    options = {"Adam": {}, "SGD": {"momentum": 0.9}}[run.optimizer]
-    optimizer = getattr(torch.optim, run.optimizer)(groups, fused=True, **options)
+    optimizer = getattr(torch.optim, run.optimizer)(groups, fused=True, **OPTIMIZERS[run.optimizer])
     warm_up = max(1, run.steps // 15)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
