@@ -220,6 +220,7 @@ def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None
 
     With Adam or AdamW and a pretrained model begin at an lr of 0.001 for LoRA, 0.003 for TLoRA, Poly and MHR,
     and 0.01 for the TensorPolys, whose leaves are larger at the start, with a router_lr of 0.1; then search.
+    Chapter 11 of the book has what searches found.
 
     Args:
         model: an adapted model.

@@ -130,22 +130,12 @@ class Search:
         Returns:
             {(part, shots): (the best rate, exact match at that rate in percent)}
         """
-        found, lr, best = self.shape_and_rates(), self.rate(steps), {}
+        best = {}
 
         def evaluate(part, rates):
             """{(shots, rate): exact match}"""
-            few_shot = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
-            of_run = {"steps": steps, "lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]}
-            return {
-                (shots, rate): self._mean(
-                    lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
-                    setting="24 tasks",
-                    few_shot=few_shot,
-                    n_test=TRIAL_TEST,
-                    **of_run,
-                )
-                for i, (_, shots, rate) in enumerate(few_shot)
-            }
+            trials = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
+            return {trial[1:]: exact for trial, exact in self._transfer(steps, trials).items()}
 
         for part in self._parts:
             found_rates = rates_inside(FEW_RATES, FEW_START[part], SHOTS, functools.partial(evaluate, part))
@@ -162,20 +152,27 @@ class Search:
         Returns:
             {shots: (rate of the factors, own rate, exact match at these rates in percent)}
         """
-        found, lr, alone = self.shape_and_rates(), self.rate(steps), self.few_shot(steps)
+        alone = self.few_shot(steps)
         scores = {(n, alone["all", n][0], OWN_RATE): alone["all", n][1] for n in SHOTS}
         new = [(n, alone["all", n][0], own) for n in SHOTS for own in BOTH_START]
         while new:
-            few_shot = tuple(("all", *trial) for trial in new)
-            for i, trial in enumerate(new):
-                scores[trial] = self._mean(
-                    lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
-                    **{"setting": "24 tasks", "steps": steps, "lr": lr, "few_shot": few_shot},
-                    **{"n_test": TRIAL_TEST, "shape": found["shape"], "own_lr": found["own_lr"]},
-                )
+            tried = self._transfer(steps, tuple(("all", *trial) for trial in new))
+            scores |= {trial[1:]: exact for trial, exact in tried.items()}
             best = [max((t for t in scores if t[0] == n), key=scores.get) for n in SHOTS]
             new = [near for trial in best for near in _around(trial) if near not in scores]
         return {n: (rate, own, scores[n, rate, own]) for n, rate, own in best}
+
+    def _transfer(self, steps: int, trials: tuple) -> dict[tuple, float]:
+        """{trial: exact match in percent} of the development tasks, for a model trained for so many steps."""
+        found, lr = self.shape_and_rates(), self.rate(steps)
+        settings = {"setting": "24 tasks", "steps": steps, "few_shot": trials, "n_test": TRIAL_TEST}
+        return {
+            trial: self._mean(
+                lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
+                **settings | {"lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]},
+            )
+            for i, trial in enumerate(trials)
+        }
 
     def sgd(self) -> tuple[float, float, float]:
         """Rates of the factors and of the own part for SGD in place of Adam, at the shape that was found.
@@ -215,12 +212,9 @@ def _neighbours(points):
 def _around(trial):
     """The neighbours of a trial (shots, rate, own rate) among `FEW_RATES`."""
     shots, *rates = trial
-    for axis, step in itertools.product((0, 1), (-1, 1)):
-        place = FEW_RATES.index(rates[axis]) + step
-        if 0 <= place < len(FEW_RATES):
-            moved = list(rates)
-            moved[axis] = FEW_RATES[place]
-            yield (shots, *moved)
+    grid = list(itertools.product(range(len(FEW_RATES)), repeat=2))
+    near = _neighbours(grid)(tuple(FEW_RATES.index(rate) for rate in rates))
+    return [(shots, FEW_RATES[i], FEW_RATES[j]) for i, j in near]
 
 
 def _accuracy(counts, n):
