@@ -61,7 +61,7 @@ def test_accuracies_are_percent_of_the_rows(table):
 def test_what_was_chosen_is_read_from_the_runs():
     runs = [record("LoRA", 1, 25), record("Poly", 1, 25), record("Poly", 1, 25, rows=64)]
     for one in runs:
-        one["parameters"] = {"factors": 100, "own": 0 if one["contender"] == "LoRA" else 7, "head": 1}
+        one["parameters"] = {"factors": 100, "own": 0 if one["contender"] == "LoRA" else 7 * 30, "head": 1}
     runs[1] |= {"shape": "n_skills=4", "few_shot": [("own", 8, 0.3), ("own", 32, 1.0)]}
     runs[2] |= {"shape": "n_skills=4", "lr": 0.002}
     table = outcomes.chosen(runs)

@@ -28,14 +28,15 @@ def chosen(records: list[dict]) -> pandas.DataFrame:
     """What the search has chosen for each contender, and how many numbers it trains.
 
     Returns:
-        A row for each contender: the shape; factors, and numbers of all training customers' own; the rates of
-        the factors with few rows and with many, and of what is one's own; the rates of few-shot transfer of
-        each part, for few shots and for many.
+        A row for each contender: the shape; factors, and how many numbers each customer has of its own; the
+        rates of the factors with few rows and with many, and of what is one's own; the rates of few-shot
+        transfer of each part, for few shots and for many.
     """
     found = {}
     for record in records:
         row = found.setdefault(record["contender"], {"shape": record["shape"] or "–"})
-        row |= {name: record["parameters"][name] for name in ("factors", "own")}
+        row["factors"] = record["parameters"]["factors"]
+        row["own"] = record["parameters"]["own"] // len(record["train"])
         row["rate of own"] = record["own_lr"] or "–"
         row[f"rate, {record['rows']} rows"] = record["lr"]
         for part in dict.fromkeys(part for part, *_ in record["few_shot"]):
