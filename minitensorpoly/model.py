@@ -218,9 +218,9 @@ def parameter_groups(model: nn.Module, lr: float, router_lr: float | None = None
 
     Routing has no weight decay, which would change tasks that are not trained: AdamW decays what it holds.
 
-    With Adam or AdamW and a pretrained model begin at an lr of 0.001 for LoRA, 0.003 for TLoRA, Poly and MHR,
-    and 0.01 for the TensorPolys, whose leaves are larger at the start, with a router_lr of 0.1; then search.
-    Chapter 11 of the book has what searches found.
+    With Adam or AdamW and a pretrained model begin at an lr of 0.001 to 0.005 for LoRA, TLoRA, Poly and MHR,
+    and 0.01 for the TensorPolys, whose leaves are larger at the start, with a router_lr of 0.1 to 0.3; then
+    search. Chapter 11 of the book has what searches found.
 
     Args:
         model: an adapted model.

@@ -107,8 +107,8 @@ def test_missing_backbone_tells_how_to_make_it():
 
 
 def test_a_fresh_run_of_the_pretraining_learns():
-    # A quarter of the steps that the shipped weights took, of half the rows; it got 0.46.
-    _, accuracy = backbone.pretrain(64, seed=1, steps=300, batch_size=64)
+    # Fewer steps than the shipped weights took, of fewer rows; it got 0.53.
+    _, accuracy = backbone.pretrain(64, seed=1, steps=300, batch_size=64, sentences=16_000)
     assert accuracy >= 0.3
 
 

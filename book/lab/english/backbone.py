@@ -57,8 +57,9 @@ def pretrain(
     steps: int | None = None,
     lr: float | None = None,
     batch_size: int = 128,
+    sentences: int = 64_000,
 ):
-    """Trains the backbone from random weights.
+    """Trains the backbone from random weights, on so many sentences.
 
     Returns:
         The model, and its exact match (0 to 1) on sentences that it has not seen.
@@ -67,7 +68,7 @@ def pretrain(
     steps, lr = steps or settings["steps"], lr or settings["lr"]
     torch.manual_seed(seed)
     model, tokenizer = T5ForConditionalGeneration(make_config(width)), make_tokenizer()
-    data = encode(tasks.make_pretraining_dataset(64_000, seed), tokenizer)
+    data = encode(tasks.make_pretraining_dataset(sentences, seed), tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)

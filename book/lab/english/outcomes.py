@@ -1,5 +1,6 @@
 """What the search has chosen, and which final runs are recorded."""
 
+import functools
 from pathlib import Path
 
 import pandas
@@ -72,10 +73,13 @@ def better_part(folder: Path = RESULTS, searched: bool = True):
             `statistics.FIXED`, as it was planned.
     """
 
+    searches = functools.cache(functools.partial(search_of, folder, 64))  # each file is read once
+
+    @functools.cache
     def better(contender, budget="large", steps=STEPS, shots=8):
         if not CONTENDERS[contender].has_own:
             return "all"
-        search = search_of(folder, 64, budget, contender)
+        search = searches(budget, contender)
         alone = search.few_shot(steps)
         everything = search.both_rates(steps)[shots] if searched else alone["all", shots]
         return "own" if alone["own", shots][-1] > everything[-1] else "all" if searched else FIXED
