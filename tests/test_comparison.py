@@ -563,6 +563,17 @@ def test_interval_agrees_with_the_variance_of_a_hierarchical_mean():
     assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=0.1 * error)
 
 
+def test_contenders_are_compared_within_each_run_and_not_between_means():
+    values = pandas.DataFrame(
+        {"split": [1, 2, 3] * 3, "seed": 1, "contender": ["a"] * 3 + ["b"] * 3 + ["c"] * 3}
+    )
+    values["value"] = [10.0, 50.0, 90.0, 8.0, 48.0, 88.0, 90.0, 50.0, 10.0]
+    found = statistics.beside(values, ["a"], ["b", "c"])
+    assert found.loc[("a", "b")].tolist() == [2.0, 2.0, 2.0]  # in each run, though the runs differ
+    assert found["mean"]["a", "c"] == 0 and found["low"]["a", "c"] < -50
+    assert statistics.texts(found)["a", "b"] == "2.0 (2.0 to 2.0)"
+
+
 def test_interval_of_accuracies_stays_between_0_and_100():
     low, high = statistics.interval({1: [99.0, 100.0], 2: [100.0], 3: [13.0]})[1:]
     assert 13 <= low < high <= 100

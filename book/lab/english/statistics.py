@@ -117,13 +117,9 @@ def accuracies(table: pandas.DataFrame, by: str | list[str] = "contender") -> pa
 
 def texts(found: pandas.DataFrame, digits: int = 1) -> pandas.Series:
     """Means with their intervals as text, such as '97.2 (95.9 to 98.1)', of `accuracies`."""
-    return pandas.Series(
-        {
-            key: f"{row['mean']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
-            for key, row in found.iterrows()
-        },
-        dtype=object,
-    )
+    rows = zip(found["mean"], found["low"], found["high"], strict=True)
+    written = [f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for mean, low, high in rows]
+    return pandas.Series(written, index=found.index, dtype=object)
 
 
 def sign_flip(by_split: Mapping[int, Sequence[float]]) -> float:
@@ -157,6 +153,20 @@ def paired(values: pandas.DataFrame, a: str, b: str) -> dict[int, list[float]]:
     both = both.reindex(columns=[a, b])
     difference = (both[a] - both[b]).dropna()
     return {split: of_split.tolist() for split, of_split in difference.groupby(level="split")}
+
+
+def beside(values: pandas.DataFrame, contenders: Sequence[str], opponents: Sequence[str]) -> pandas.DataFrame:
+    """Each contender minus each opponent, over runs of the same split and seed.
+
+    Args:
+        values: as `paired` takes them.
+
+    Returns:
+        A row for each pair (contender, minus): mean, low, high of the difference, in points.
+    """
+    pairs = pandas.MultiIndex.from_product([contenders, opponents], names=["contender", "minus"])
+    found = [interval(paired(values, *pair)) for pair in pairs]
+    return pandas.DataFrame(found, index=pairs, columns=["mean", "low", "high"])
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
