@@ -114,7 +114,7 @@ for _name in ("TLoRA", "private LoRA", "private LoRA, 3 times"):
 for _name in (
     "LoRA",
     "TLoRA",
-    "LoRA, layer vectors",
+    "TLoRA, vector",
     "private LoRA",
     "private LoRA, 3 times",
     "TensorPoly-II",
