@@ -551,6 +551,16 @@ def test_tables_of_the_search_have_its_trials_and_its_choices():
     assert better("LoRA", "large", 300, 8) == "all" and better("Poly", "large", 300, 8) in ("own", "all")
 
 
+def test_new_tasks_are_learned_by_the_part_that_was_better_on_the_development_split():
+    block, better = outcomes.block(budget="small"), outcomes.better_part()
+    found = outcomes.new_tasks(2, "small").groupby("contender")
+    assert set(found.groups) == set(SHAPES[64, "small"])
+    for contender, of in found:
+        of_part = block[(block["contender"] == contender) & (block["measure"] == "transfer")]
+        of_part = of_part[(of_part["shots"] == 2) & (of_part["part"] == better(contender, "small", 300, 2))]
+        assert sorted(of["value"]) == sorted(of_part["value"]) and len(of) == 10
+
+
 def test_interval_agrees_with_the_variance_of_a_hierarchical_mean():
     generator = numpy.random.default_rng(0)
     values = {split: 5 + generator.normal() + generator.normal(size=4) for split in range(20)}

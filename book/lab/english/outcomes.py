@@ -64,16 +64,18 @@ def development(
     return tidy([record | {"few_shot": []} for record in by_seed.values()])
 
 
-def better_part(folder: Path = RESULTS, searched: bool = True):
+@functools.cache
+def better_part(folder: Path = RESULTS, searched: bool = True, width: int = 64):
     """What `rules.verdicts` asks: (contender, budget, steps, shots) -> "own" or "all".
 
     Args:
         folder: of the results.
         searched: whether everything is trained at searched rates for both; otherwise it is the part
             `statistics.FIXED`, as it was planned.
+        width: of the backbone.
     """
 
-    searches = functools.cache(functools.partial(search_of, folder, 64))  # each file is read once
+    searches = functools.cache(functools.partial(search_of, folder, width))  # each file is read once
 
     @functools.cache
     def better(contender, budget="large", steps=STEPS, shots=8):
@@ -85,6 +87,17 @@ def better_part(folder: Path = RESULTS, searched: bool = True):
         return "own" if alone["own", shots][-1] > everything[-1] else "all" if searched else FIXED
 
     return better
+
+
+def new_tasks(
+    shots: int, budget="large", setting="24 tasks", steps=STEPS, width=64, folder: Path = RESULTS
+) -> pandas.DataFrame:
+    """Transfer from so many examples in a block, of each contender by the part that `better_part` names.
+
+    Rows of `statistics.tidy`. In a setting with other tasks the part is the one of the usual 24.
+    """
+    part = functools.partial(better_part(folder, width=width), budget=budget, steps=steps)
+    return rules.by_better_part(block(folder, budget, setting, steps, width), shots, part)
 
 
 def trials(folder: Path, width: int, budget: str) -> pandas.DataFrame:

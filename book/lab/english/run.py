@@ -88,7 +88,7 @@ class Run:
     @property
     def key(self) -> str:
         """All fields, as JSON: what tells runs apart."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(vars(self), sort_keys=True)
 
 
 def execute(run: Run, device: str = "cpu") -> dict:
