@@ -339,10 +339,12 @@ def test_a_search_goes_on_at_an_edge_and_stops_at_its_limit():
 
 
 @pytest.mark.parametrize("best", [1e-4, 0.1])
-def test_few_shot_rates_lie_inside_of_those_that_were_tried(best):
+@pytest.mark.parametrize(("width", "parts"), [(64, ("own", "all", "factors")), (256, ("own", "all"))])
+def test_few_shot_rates_lie_inside_of_those_that_were_tried(best, width, parts):
     record, asked = invented(best_few=best)
-    found = search.Search(64, "large", "MHR", record).few_shot(300)
-    assert set(found) == {(part, n) for part in ("own", "all", "factors") for n in run.SHOTS}
+    found = search.Search(width, "large", "MHR", record).few_shot(300)
+    shots = {64: run.SHOTS, 256: run.FEW_SHOTS}[width]
+    assert set(found) == {(part, n) for part in parts for n in shots}
     for (part, shots), (rate, exact) in found.items():
         tried = {r for of_run in asked.values() for p, n, r in of_run.few_shot if (p, n) == (part, shots)}
         assert rate == best and min(tried) < rate < max(tried) and exact == pytest.approx(90)

@@ -16,7 +16,7 @@ from ..records import provenance
 from ..runs import NotRecorded, Records, append, work
 from . import rules
 from .contenders import CONTENDERS, SHAPES
-from .run import SHOTS, Run, execute, run_of
+from .run import FEW_SHOTS, SHOTS, Run, execute, run_of
 from .search import STEPS, Search
 
 RESULTS = Path(__file__).parents[2] / "results" / "comparison"
@@ -83,9 +83,9 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
         search = search_of(folder, width, budget, contender)
         found, usual, few_shot, both = search.shape_and_rates(), setting == "24 tasks", (), ()
         if transfers(setting, steps):
-            # Every number of examples and the uniform routing are for the usual tasks alone.
+            # Every number of examples and the uniform routing are for the usual tasks and width alone.
             rates = search.few_shot(steps if usual else STEPS)
-            shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else ((8, 32), ("own", "all"))
+            shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else (FEW_SHOTS, ("own", "all"))
             few_shot = tuple((p, n, rate) for (p, n), (rate, _) in rates.items() if p in parts and n in shots)
             if CONTENDERS[contender].has_own:
                 rates = search.both_rates(steps if usual else STEPS)

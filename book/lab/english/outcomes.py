@@ -9,7 +9,7 @@ from ..runs import read
 from . import rules
 from .comparison import RESULTS, allowed, final_file, search_file, search_of, transfers
 from .contenders import CONTENDERS, SHAPES, build, parameters
-from .run import N_TEST, SHOTS
+from .run import N_TEST
 from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, score
 from .statistics import FIXED, tidy
 
@@ -140,7 +140,7 @@ def chosen(folder: Path, width: int, budget: str) -> pandas.DataFrame:
 
 
 def few_shot_rates(folder: Path, width: int, budget: str, contender: str, steps: int) -> dict[str, str]:
-    """The rates that the search has found for 2, 8, 32 and 128 examples.
+    """The rates that the search has found, for each number of examples.
 
     Returns:
         "few-shot own": of the own part alone. Where everything is trained, "few-shot all": of the factors,
@@ -148,9 +148,9 @@ def few_shot_rates(folder: Path, width: int, budget: str, contender: str, steps:
     """
     search = search_of(folder, width, budget, contender)
     alone = search.few_shot(steps)
-    rates = {"few-shot own": [], "few-shot all": [alone["all", n][0] for n in SHOTS], "with own": []}
+    rates = {"few-shot own": [], "few-shot all": [alone["all", n][0] for n in search.shots], "with own": []}
     if CONTENDERS[contender].has_own:
         both = search.both_rates(steps)
-        rates["few-shot own"] = [alone["own", n][0] for n in SHOTS]
-        rates["few-shot all"], rates["with own"] = ([both[n][i] for n in SHOTS] for i in (0, 1))
+        rates["few-shot own"] = [alone["own", n][0] for n in search.shots]
+        rates["few-shot all"], rates["with own"] = ([both[n][i] for n in search.shots] for i in (0, 1))
     return {name: " ".join(f"{rate:g}".lstrip("0") for rate in of) or "–" for name, of in rates.items()}

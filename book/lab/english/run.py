@@ -17,6 +17,7 @@ from .training import FEW_ROWS, FEW_STEPS, OWN_RATE, Data, examples, select
 
 BATCH = {64: 64, 256: 32}  # rows in a batch of multi-task training
 SHOTS = (2, 8, 32, 128)
+FEW_SHOTS = (8, 32)  # in other settings than 24 tasks, and at the greater width
 N_TEST = 100  # sentences of each task, training or held-out
 N_OLD = 10  # sentences of each training task, for what a learner has forgotten
 N_CURVE = 10  # sentences of each task, for a point of a learning curve

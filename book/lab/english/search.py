@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..runs import climb, line, rates_inside
 from .contenders import CONTENDERS, SHAPES
-from .run import N_TEST, SHOTS, Run
+from .run import FEW_SHOTS, N_TEST, SHOTS, Run
 from .tasks import DEVELOPMENT
 from .training import OWN_RATE
 
@@ -97,7 +97,13 @@ class Search:
 
     @property
     def _parts(self):
-        return CONTENDERS[self.contender].parts
+        parts = CONTENDERS[self.contender].parts
+        return parts if self.width == 64 else tuple(part for part in parts if part != "factors")
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The numbers of examples that few-shot rates are searched for."""
+        return SHOTS if self.width == 64 else FEW_SHOTS
 
     def rate(self, steps: int, setting: str = "24 tasks") -> float:
         """The rate of the factors for another number of steps, or in another setting.
@@ -134,11 +140,12 @@ class Search:
 
         def evaluate(part, rates):
             """{(shots, rate): exact match}"""
-            trials = tuple((part, shots, rate) for rate in rates for shots in SHOTS)
+            trials = tuple((part, shots, rate) for rate in rates for shots in self.shots)
             return {trial[1:]: exact for trial, exact in self._transfer(steps, trials).items()}
 
         for part in self._parts:
-            found_rates = rates_inside(FEW_RATES, FEW_START[part], SHOTS, functools.partial(evaluate, part))
+            rates = functools.partial(evaluate, part)
+            found_rates = rates_inside(FEW_RATES, FEW_START[part], self.shots, rates)
             best |= {(part, shots): found for shots, found in found_rates.items()}
         return best
 
@@ -153,12 +160,12 @@ class Search:
             {shots: (rate of the factors, own rate, exact match at these rates in percent)}
         """
         alone = self.few_shot(steps)
-        scores = {(n, alone["all", n][0], OWN_RATE): alone["all", n][1] for n in SHOTS}
-        new = [(n, alone["all", n][0], own) for n in SHOTS for own in BOTH_START]
+        scores = {(n, alone["all", n][0], OWN_RATE): alone["all", n][1] for n in self.shots}
+        new = [(n, alone["all", n][0], own) for n in self.shots for own in BOTH_START]
         while new:
             tried = self._transfer(steps, tuple(("all", *trial) for trial in new))
             scores |= {trial[1:]: exact for trial, exact in tried.items()}
-            best = [max((t for t in scores if t[0] == n), key=scores.get) for n in SHOTS]
+            best = [max((t for t in scores if t[0] == n), key=scores.get) for n in self.shots]
             new = [near for trial in best for near in _around(trial) if near not in scores]
         return {n: (rate, own, scores[n, rate, own]) for n, rate, own in best}
 
