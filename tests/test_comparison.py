@@ -537,7 +537,8 @@ def test_recorded_final_runs_are_those_that_the_rules_ask_for():
                 asked = comparison.final_runs(folder, width, block, rules.PAIRS[:splits])
                 assert made <= {of_run.key for of_run in asked}
                 recorded += len(made)
-    assert recorded == len(outcomes.final_records(folder)) == outcomes.progress(folder)["recorded"].sum() > 0
+    found = sum(len(outcomes.final_records(folder, width)) for width in rules.BLOCKS)
+    assert recorded == found == outcomes.progress(folder)["recorded"].sum() > 0
 
 
 def test_tables_of_the_search_have_its_trials_and_its_choices():

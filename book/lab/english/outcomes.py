@@ -14,13 +14,12 @@ from .search import STEPS, TRIAL_RATES, TRIAL_STEPS, score
 from .statistics import FIXED, tidy
 
 
-def final_records(folder: Path) -> list[dict]:
-    """The recorded final runs, block after block, and in each contender after contender."""
+def final_records(folder: Path, width: int = 64) -> list[dict]:
+    """The recorded final runs of a width, block after block, and in each contender after contender."""
     found = []
-    for width, blocks in rules.BLOCKS.items():
-        for budget, setting, steps in blocks:
-            records = read(final_file(folder, width, budget, setting, steps))
-            found += sorted(records, key=lambda record: [*CONTENDERS].index(record["contender"]))
+    for budget, setting, steps in rules.BLOCKS[width]:
+        records = read(final_file(folder, width, budget, setting, steps))
+        found += sorted(records, key=lambda record: [*CONTENDERS].index(record["contender"]))
     return found
 
 
