@@ -43,14 +43,16 @@ class Search:
     contender: str
     record: Callable
 
+    def _records(self, **changes):
+        """The record of each seed, on the development split."""
+        cell = {"width": self.width, "budget": self.budget, "contender": self.contender}
+        return [self.record(Run(**cell, split=DEVELOPMENT, seed=seed, **changes)) for seed in SEEDS]
+
     def _mean(self, of, **changes):
         """Mean of a number of each record, over the seeds."""
-        records = [
-            self.record(Run(self.width, self.budget, self.contender, split=DEVELOPMENT, seed=seed, **changes))
-            for seed in SEEDS
-        ]
-        return sum(map(of, records)) / len(records)
+        return sum(map(of, self._records(**changes))) / len(SEEDS)
 
+    @functools.cache  # noqa: B019 - a few searches, which all else asks many times
     def shape_and_rates(self) -> dict:
         """Shape, rate of the factors and of what tasks have of their own, for 24 tasks and `STEPS` steps.
 
@@ -127,6 +129,7 @@ class Search:
 
         return RATES[line(len(RATES), (start - 1, start, start + 1), evaluate)]
 
+    @functools.cache  # noqa: B019
     def few_shot(self, steps: int) -> dict[tuple[str, int], tuple[float, float]]:
         """Few-shot rates of a model that was trained for so many steps.
 
@@ -173,12 +176,14 @@ class Search:
         """{trial: exact match in percent} of the development tasks, for a model trained for so many steps."""
         found, lr = self.shape_and_rates(), self.rate(steps)
         settings = {"setting": "24 tasks", "steps": steps, "few_shot": trials, "n_test": TRIAL_TEST}
+        settings |= {"lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]}
+        of_seeds = [
+            [100 * _accuracy(of_trial["right"], TRIAL_TEST) for of_trial in record["few_shot"]]
+            for record in self._records(**settings)
+        ]
         return {
-            trial: self._mean(
-                lambda record, i=i: 100 * _accuracy(record["few_shot"][i]["right"], TRIAL_TEST),
-                **settings | {"lr": lr, "shape": found["shape"], "own_lr": found["own_lr"]},
-            )
-            for i, trial in enumerate(trials)
+            trial: sum(scores) / len(SEEDS)
+            for trial, scores in zip(trials, zip(*of_seeds, strict=True), strict=True)
         }
 
     def sgd(self) -> tuple[float, float, float]:
