@@ -147,8 +147,8 @@ class Search:
             return {trial[1:]: exact for trial, exact in self._transfer(steps, trials).items()}
 
         for part in self._parts:
-            rates = functools.partial(evaluate, part)
-            found_rates = rates_inside(FEW_RATES, FEW_START[part], self.shots, rates)
+            of_part = functools.partial(evaluate, part)
+            found_rates = rates_inside(FEW_RATES, FEW_START[part], self.shots, of_part)
             best |= {(part, shots): found for shots, found in found_rates.items()}
         return best
 
