@@ -83,7 +83,7 @@ def final_runs(folder: Path, width: int, block: tuple, pairs) -> list[Run]:
         search = search_of(folder, width, budget, contender)
         found, usual, few_shot, both = search.shape_and_rates(), setting == "24 tasks", (), ()
         if transfers(setting, steps):
-            # Other tasks have fewer numbers of examples and no uniform routing, as has the search at width 256.
+            # Other tasks have fewer numbers of examples and no uniform routing; so has width 256.
             rates = search.few_shot(steps if usual else STEPS)
             shots, parts = (SHOTS, CONTENDERS[contender].parts) if usual else (FEW_SHOTS, ("own", "all"))
             few_shot = tuple((p, n, rate) for (p, n), (rate, _) in rates.items() if p in parts and n in shots)
