@@ -196,17 +196,17 @@ def test_a_folder_without_a_model_says_where_it_is(run, tmp_path):
 
 def test_a_task_learned_by_routing_leaves_the_others_as_they_were(model, tmp_path):
     before = {name: scores(model, name) for name in ("sentiment", "team")}
-    new = task_file.read(EXAMPLE / "urgency.yaml")["urgency"]
+    new = task_file.read(EXAMPLE / "kind.yaml")["kind"]
     found = model.add_task(new, steps=20)
-    assert found["part"] == "routing" and found["before"].keys() == found["after"].keys() == {"urgency"}
+    assert found["part"] == "routing" and found["before"].keys() == found["after"].keys() == {"kind"}
     model.save(tmp_path)
     after = serve.TaskModel.load(tmp_path)
-    assert [task.name for task in after.tasks] == ["sentiment", "team", "urgency"]
+    assert [task.name for task in after.tasks] == ["sentiment", "team", "kind"]
     for name in before:
         assert torch.equal(scores(after, name), before[name])
     rows, labels = validation(new)
-    right = sum(a["answer"] == b for a, b in zip(after.predict(rows, "urgency"), labels, strict=True))
-    assert 100 * right / len(rows) == pytest.approx(found["after"]["urgency"])
+    right = sum(a["answer"] == b for a, b in zip(after.predict(rows, "kind"), labels, strict=True))
+    assert 100 * right / len(rows) == pytest.approx(found["after"]["kind"])
     weights = [w[2] - w[:2].mean(0) for w in mtp.routing_weights(after.chooser.model).values()]
     assert any(w.abs().max() > 1e-3 for w in weights)  # it has moved from where it started
 
@@ -218,8 +218,8 @@ def test_a_task_learned_by_everything_says_what_it_does_to_the_others(model):
         rows, labels = validation(task)
         answers = [found["answer"] for found in model.predict(rows, task.name)]
         accuracy[task.name] = 100 * sum(a == b for a, b in zip(answers, labels, strict=True)) / len(rows)
-    found = model.add_task(task_file.read(EXAMPLE / "urgency.yaml")["urgency"], "all", steps=5, lr=0.05)
-    assert found["after"].keys() == {"sentiment", "team", "urgency"} and not found["unread"]
+    found = model.add_task(task_file.read(EXAMPLE / "kind.yaml")["kind"], "all", steps=5, lr=0.05)
+    assert found["after"].keys() == {"sentiment", "team", "kind"} and not found["unread"]
     for name in accuracy:
         assert found["before"][name] == pytest.approx(accuracy[name])
         assert not torch.equal(scores(model, name), before[name])
@@ -262,8 +262,8 @@ def test_a_model_is_served_in_the_dtype_that_it_was_measured_in(tmp_path):
 
 def test_what_cannot_be_measured_is_told(model):
     model.tasks[0] = dataclasses.replace(model.tasks[0], splits=("/no/such.csv", None))
-    found = model.add_task(task_file.read(EXAMPLE / "urgency.yaml")["urgency"], "all", steps=1)
-    assert found["after"].keys() == {"team", "urgency"} and found["unread"] == {
+    found = model.add_task(task_file.read(EXAMPLE / "kind.yaml")["kind"], "all", steps=1)
+    assert found["after"].keys() == {"team", "kind"} and found["unread"] == {
         "sentiment": "/no/such.csv is missing"
     }
 
@@ -291,7 +291,7 @@ def test_without_routing_a_new_task_takes_everything_or_is_refused(adapter, tmp_
     train(make_pretrained("encoder", tmp_path / "base"), tmp_path / "run", adapter=adapter, max_steps=1)
     model = serve.TaskModel.load(tmp_path / "run" / "model")
     assert model.predict(["The soup was cold."], "sentiment")[0]["score"] >= 0.5
-    new = task_file.read(EXAMPLE / "urgency.yaml")["urgency"]
+    new = task_file.read(EXAMPLE / "kind.yaml")["kind"]
     with pytest.raises(ValueError, match="has no routing|private LoRA has nothing that tasks share"):
         model.add_task(new, "routing")
     if adapter == "lora":
@@ -358,25 +358,25 @@ def test_a_strangers_way(run, tmp_path, capsys):
     assert [row["predicted_answer"] for row in rows] == [one["answer"] for one in expected]
     assert json.loads(rows[2]["predicted_scores"]).keys() == {"billing", "delivery", "returns", "technical"}
     assert rows[0]["text"].startswith("A friendly place") and rows[0]["predicted_task"] == "sentiment"
-    command.main(["add-task", model, str(EXAMPLE / "urgency.yaml"), str(tmp_path / "three"), "--steps", "3"])
-    assert "Only the routing of urgency was trained" in capsys.readouterr().out
+    command.main(["add-task", model, str(EXAMPLE / "kind.yaml"), str(tmp_path / "three"), "--steps", "3"])
+    assert "Only the routing of kind was trained" in capsys.readouterr().out
     command.main(
-        ["predict", str(tmp_path / "three"), str(EXAMPLE / "urgency.csv"), str(answers), "--task", "urgency"]
+        ["predict", str(tmp_path / "three"), str(EXAMPLE / "kind.csv"), str(answers), "--task", "kind"]
     )
-    command.main(["export", str(tmp_path / "three"), "urgency", str(tmp_path / "exported"), "--merged"])
-    assert (tmp_path / "exported" / "config.json").exists() and len(tables.read(answers)) == 30
+    command.main(["export", str(tmp_path / "three"), "kind", str(tmp_path / "exported"), "--merged"])
+    assert (tmp_path / "exported" / "config.json").exists() and len(tables.read(answers)) == 60
     frame = "\\nAnswer:" if run[0] == "decoder" else ""
-    asked = f"to read 'Does this message have to be answered at once? {{message}}{frame}'"
+    asked = f"to read 'Is this message a complaint, praise or a question? {{message}}{frame}'"
     assert asked in capsys.readouterr().out
 
 
 def test_a_private_lora_has_a_run_of_its_own_and_is_exported(tmp_path):
     """What chapter 12 does with a new task that shall share nothing."""
-    pretrained, own = make_pretrained("decoder", tmp_path / "pretrained"), str(EXAMPLE / "urgency.yaml")
+    pretrained, own = make_pretrained("decoder", tmp_path / "pretrained"), str(EXAMPLE / "kind.yaml")
     record = train(pretrained, tmp_path / "run", task_file=own, adapter="private-lora", max_steps=5)
     model = serve.TaskModel.load(tmp_path / "run" / "model")
-    assert record["parameters"]["routing"] == 0 and [task.name for task in model.tasks] == ["urgency"]
-    model.export("urgency", tmp_path / "lora")
+    assert record["parameters"]["routing"] == 0 and [task.name for task in model.tasks] == ["kind"]
+    model.export("kind", tmp_path / "lora")
     base = ALONE["decoder"].from_pretrained(pretrained)
     served = peft.PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     ids = torch.tensor([[3, 4, 5]])

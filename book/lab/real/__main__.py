@@ -4,7 +4,7 @@
     python -m lab.real finetune --task_file tasks.json --output_dir runs/mine
     python -m lab.real predict runs/mine/model texts.csv answers.csv
     python -m lab.real add-task runs/mine/model third.yaml runs/three
-    python -m lab.real export runs/three urgency exported --merged
+    python -m lab.real export runs/three kind exported --merged
 
 `lab/real/example` has files to try them with, and `COMMAND --help` tells more.
 """

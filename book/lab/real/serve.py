@@ -3,10 +3,10 @@
     model = TaskModel.load("runs/mine/model")
     model.predict(["The soup was cold."], "sentiment")     # [{"answer": "negative", "score": 0.93, ...}]
 
-    model.add_task(task_file.read("urgency.yaml")["urgency"])
-    model.save("runs/with_urgency")
+    model.add_task(task_file.read("kind.yaml")["kind"])
+    model.save("runs/with_kind")
 
-    model.export("urgency", "exported", merged=True)       # for transformers; or for PEFT
+    model.export("kind", "exported", merged=True)          # for transformers; or for PEFT
 
 The folder holds `adapter.safetensors` and `adapter.json` (`minitensorpoly.save`), `tasks.json` (a task file;
 the order of its tasks is that of their ids), `model.json` (which pretrained model, and how it is read), and
