@@ -599,6 +599,19 @@ def test_sign_flip_counts_the_patterns_of_signs():
     assert statistics.sign_flip({1: [2.0, 4.0], 2: [1.0], 3: [-1.0]}) == pytest.approx(6 / 8)  # their means
 
 
+def test_the_worst_splits_of_one_contender_are_left_out_for_all():
+    values = {"a": [5, 1, 3, 2], "b": [0, 9, 9, 9]}  # for the splits 1 to 4
+    table = pandas.DataFrame(
+        {"contender": name, "split": split, "value": value}
+        for name, of in values.items()
+        for split, value in enumerate(of, 1)
+    )
+    worst, rest = statistics.without_worst(table, "a", n=2)
+    assert worst == [1, 2] and statistics.accuracies(rest)["mean"].to_dict() == {"a": 4, "b": 4.5}
+    worst, rest = statistics.without_worst(table, "b")
+    assert worst == [0] and set(rest["split"]) == {2, 3, 4}
+
+
 def test_holm_agrees_with_his_procedure_by_hand():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]

@@ -169,6 +169,23 @@ def beside(values: pandas.DataFrame, contenders: Sequence[str], opponents: Seque
     return pandas.DataFrame(found, index=pairs, columns=["mean", "low", "high"])
 
 
+def without_worst(
+    table: pandas.DataFrame, contender: str, n: int = 1
+) -> tuple[list[float], pandas.DataFrame]:
+    """Leaves out the splits on which one contender is worst, to see how much of a result they make.
+
+    Args:
+        table: with the columns contender, split and value.
+        contender: whose worst splits these are.
+        n: how many splits are left out.
+
+    Returns:
+        Its means on these splits, ascending; and the rows of all contenders on the other splits.
+    """
+    means = table[table["contender"] == contender].groupby("split")["value"].mean().nsmallest(n)
+    return means.tolist(), table[~table["split"].isin(means.index)]
+
+
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     """Pearson's correlation of two (tasks, tasks) matrices over the pairs of different tasks."""
     pairs = torch.ones_like(a).triu(1).bool()
